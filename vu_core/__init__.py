@@ -1,0 +1,123 @@
+"""`vu`: remove a concept, a class or an identity from a trained vision model, and prove it.
+
+The names below are all that a plugin needs besides `vu_core.ops`, `vu_core.adapters`, `vu_core.training` and
+`vu_core.testing`. Importing them imports no torch.
+"""
+
+from vu_core.contracts import (
+    Attribution,
+    Audit,
+    Classifier,
+    Dataset,
+    Denoiser,
+    Exporter,
+    Metric,
+    Model,
+    ModelPlugin,
+    Observations,
+    Parameters,
+    Regularizer,
+    TextToImage,
+    Theta,
+    Unlearner,
+    Weighting,
+    torch_dtype,
+)
+from vu_core.data import (
+    Batch,
+    Concept,
+    Evaluation,
+    EvaluationItem,
+    Examples,
+    ForgetRetain,
+    Judge,
+    Manifest,
+    Selection,
+    digest,
+)
+from vu_core.edit import Edit, LowRank, Replace, Sparse
+from vu_core.errors import (
+    ConfigError,
+    DataError,
+    EditError,
+    MeasureError,
+    ModelError,
+    PlanError,
+    PluginError,
+    RecordError,
+    UnlearnError,
+    VuError,
+    did_you_mean,
+    near_misses,
+)
+from vu_core.event import Event
+from vu_core.hookspecs import Register, hookimpl
+from vu_core.plan import Capability, Cost, ModelFacts, Plan
+from vu_core.record import RunRecord
+from vu_core.run import Report, Run
+from vu_core.score import Score, Scorecard, Table
+from vu_core.setting import setting
+from vu_core.source import Source
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribution",
+    "Audit",
+    "Batch",
+    "Capability",
+    "Classifier",
+    "Concept",
+    "ConfigError",
+    "Cost",
+    "DataError",
+    "Dataset",
+    "Denoiser",
+    "Edit",
+    "EditError",
+    "Evaluation",
+    "EvaluationItem",
+    "Event",
+    "Examples",
+    "Exporter",
+    "ForgetRetain",
+    "Judge",
+    "LowRank",
+    "Manifest",
+    "MeasureError",
+    "Metric",
+    "Model",
+    "ModelError",
+    "ModelFacts",
+    "ModelPlugin",
+    "Observations",
+    "Parameters",
+    "Plan",
+    "PlanError",
+    "PluginError",
+    "RecordError",
+    "Register",
+    "Regularizer",
+    "Replace",
+    "Report",
+    "Run",
+    "RunRecord",
+    "Score",
+    "Scorecard",
+    "Selection",
+    "Source",
+    "Sparse",
+    "Table",
+    "TextToImage",
+    "Theta",
+    "UnlearnError",
+    "Unlearner",
+    "VuError",
+    "Weighting",
+    "did_you_mean",
+    "digest",
+    "hookimpl",
+    "near_misses",
+    "setting",
+    "torch_dtype",
+]

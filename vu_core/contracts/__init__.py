@@ -1,0 +1,32 @@
+"""One protocol per plugin kind."""
+
+from vu_core.contracts.attribution import Attribution
+from vu_core.contracts.audit import Audit
+from vu_core.contracts.dataset import Dataset
+from vu_core.contracts.exporter import Exporter
+from vu_core.contracts.metric import Metric, Observations
+from vu_core.contracts.model import Classifier, Denoiser, Model, ModelPlugin, TextToImage, torch_dtype
+from vu_core.contracts.parameters import Parameters, Theta
+from vu_core.contracts.regularizer import Regularizer
+from vu_core.contracts.unlearner import Unlearner
+from vu_core.contracts.weighting import Weighting
+
+__all__ = [
+    "Attribution",
+    "Audit",
+    "Classifier",
+    "Dataset",
+    "Denoiser",
+    "Exporter",
+    "Metric",
+    "Model",
+    "ModelPlugin",
+    "Observations",
+    "Parameters",
+    "Regularizer",
+    "TextToImage",
+    "Theta",
+    "Unlearner",
+    "Weighting",
+    "torch_dtype",
+]

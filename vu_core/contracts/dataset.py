@@ -1,0 +1,50 @@
+"""What a data plugin provides: a grammar for concepts, a manifest, train data; held-out data on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from vu_core.data import Evaluation, ForgetRetain, Manifest, Selection, Split
+from vu_core.source import Source
+
+if TYPE_CHECKING:
+    from vu_core.run import Run
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Dataset(Protocol[ConfigT]):
+    """The class behind a data name. Everything but `build` and `evaluation` is torch-free."""
+
+    Config: ClassVar[type[Any]]
+    source: ClassVar[Source]
+    metrics: ClassVar[tuple[str, ...]]
+    """Names of the metrics that are used when ``measure.metrics`` says nothing."""
+
+    def __init__(self, ref: str, config: ConfigT) -> None:
+        """Take the folder or file (empty for generated data)."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Tell whether ``path`` is data of this kind, from names and first bytes."""
+        ...
+
+    def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
+        """Understand ``--forget`` and ``--overwrite``. Raises: DataError with near misses."""
+        ...
+
+    def manifest(self, selection: Selection) -> Manifest:
+        """Describe the data that a run will see. Raises: DataError when it is missing or malformed."""
+        ...
+
+    def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
+        """Return train and validation examples. Raises: DataError."""
+        ...
+
+    def evaluation(
+        self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
+    ) -> Evaluation:
+        """Return what `measure` asks the model; nobody else calls this. ``seeds`` are those of the split."""
+        ...

@@ -1,0 +1,121 @@
+"""What a model plugin provides: facts without weights, then a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from vu_core.data import Batch, Examples
+from vu_core.plan import ModelFacts
+from vu_core.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from vu_core.run import Run
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ModelPlugin(Protocol[ConfigT]):
+    """The class behind a model name: finds a model, tells its facts, loads it.
+
+    Everything but `load` is torch-free.
+    """
+
+    Config: ClassVar[type[Any]]
+    source: ClassVar[Source]
+
+    def __init__(self, ref: str, config: ConfigT) -> None:
+        """Take the folder, hub id or factory (empty for a model that ships with its plugin)."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Tell whether ``path`` is a model of this kind, from file names alone."""
+        ...
+
+    def inspect(self) -> ModelFacts:
+        """Return what the files tell. Raises: ModelError when the model is missing or incomplete."""
+        ...
+
+    def load(self, *, device: str, precision: str) -> Model:
+        """Read the weights. ``precision``: fp32, bf16 or fp16. Raises: ModelError."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A loaded model. ``network`` holds every component as a named child (``unet``, ``text_encoder``, ``classifier``)."""
+
+    facts: ModelFacts
+    network: nn.Module
+
+    def prepare(self, examples: Examples, run: Run) -> Examples:
+        """Return the table with everything encoded that need not be encoded at every step."""
+        ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Capability ``denoise``: what the objectives of diffusion models are written in."""
+
+    facts: ModelFacts
+    network: nn.Module
+    denoiser: str
+    """Name of the component that predicts, such as ``unet``; the default place of adapters."""
+    timesteps: int
+    """T, the number of training timesteps."""
+
+    def embed(self, captions: Sequence[str]) -> Tensor:
+        """Return tau(c), the text embeddings ``(B, L, D)``; computed once per caption while the text encoder is frozen."""
+        ...
+
+    def latents(self, batch: Batch) -> Tensor:
+        """Return z = s * sample(E(x)), ``(B, C, h, w)``; the posterior sample is drawn from the batch."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return z_t, ``(B, C, h, w)``."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, embedding: Tensor) -> Tensor:
+        """Return the prediction of the denoiser, ``(B, C, h, w)``."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the denoiser was trained to predict: the noise, or the velocity, ``(B, C, h, w)``."""
+        ...
+
+
+@runtime_checkable
+class TextToImage(Protocol):
+    """Capability ``generate``."""
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
+    ) -> np.ndarray[Any, Any]:
+        """Return uint8 ``(N, H, W, 3)``; image i starts from CPU noise of ``seeds[i]``, whatever the batch."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Capability ``classify``."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits ``(B, K)`` of images ``(B, 3, H, W)``."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what goes into the head, ``(B, D)``."""
+        ...
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """Return the torch dtype of ``fp32``, ``bf16`` or ``fp16``."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,0 +1,86 @@
+"""What is trained, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from vu_core.contracts.model import Model
+from vu_core.edit import Edit
+from vu_core.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vu_core.run import Run
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Theta(Protocol):
+    """The trainable parameters of a run, attached to a model."""
+
+    def parameters(self) -> list[Tensor]:
+        """Return the trainable tensors, always the same list in the same order."""
+        ...
+
+    def named_deltas(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name of the base tensor, differentiable change of it)."""
+        ...
+
+    def groups(self) -> Mapping[str, list[Tensor]]:
+        """Return the trainable tensors by module, for group penalties and reports."""
+        ...
+
+    def base(self) -> AbstractContextManager[None]:
+        """While entered, the model computes as if it were untouched; nestable, restores on errors, flips no requires_grad."""
+        ...
+
+    def begin_step(self, step: int) -> None:
+        """Called once before each optimiser step, so that what is random per step (elastic ranks) can be drawn."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return every tensor that training changes, by a stable name, for checkpoints."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+
+    def edit(self) -> Edit:
+        """Return the change as a value, detached copies in float32 (the training precision of adapters)."""
+        ...
+
+    def detach(self) -> None:
+        """Take everything off the model; its tensors are the very objects of before."""
+
+
+class Parameters(Protocol[ConfigT]):
+    """The class behind a parameters name: ``full``, ``lora``, ``masked-lora``, ..."""
+
+    Config: ClassVar[type[Any]]
+    source: ClassVar[Source]
+
+    def __init__(self, config: ConfigT) -> None: ...
+
+    def candidates(self, model: Model) -> tuple[str, ...]:
+        """Return the names of the weights (``unet....to_q.weight``) that the configuration allows to train.
+
+        Raises: PlanError with near misses when the configured targets match nothing.
+        """
+        ...
+
+    def attach(
+        self,
+        model: Model,
+        run: Run,
+        *,
+        targets: Collection[str] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Theta:
+        """Make the candidates trainable, or only ``targets`` among them; ``masks`` limits the change per weight element.
+
+        Both are keyed by weight name. A mask ``(out, in)`` or of the weight's shape is boolean. Raises: PlanError when this
+        kind of parameters cannot honour masks, UnlearnError when nothing is left to train.
+        """
+        ...

@@ -1,0 +1,36 @@
+"""What a method is: its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from vu_core.contracts.model import Model
+from vu_core.data import ForgetRetain
+from vu_core.edit import Edit
+from vu_core.source import Source
+
+if TYPE_CHECKING:
+    from vu_core.run import Run
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Unlearner(Protocol[ConfigT]):
+    """The class behind a method name.
+
+    `Config` is a frozen attrs class made of `vu_core.setting` fields; its defaults are the paper's. A gradient method has
+    a field ``training: Training`` (`vu_core.training.Training`). ``defaults`` holds the tables of the other axes that the
+    method wants when nothing is said, such as ``{"weighting": {"name": "simple", "forget_weight": 0.3}}`` with the keys
+    ``weighting``, ``parameters`` and ``attribution``.
+    """
+
+    Config: ClassVar[type[Any]]
+    source: ClassVar[Source]
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(self, config: ConfigT) -> None: ...
+
+    def unlearn(self, model: Model, data: ForgetRetain, run: Run) -> Edit:
+        """Return the edit that makes ``model`` forget; the model itself is handed back as it came."""
+        ...

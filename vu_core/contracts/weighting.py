@@ -1,0 +1,40 @@
+"""How forget and retain gradients become one update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from vu_core.source import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Weighting(Protocol[ConfigT]):
+    """The class behind a weighting name.
+
+    Both losses are descended. ``linear``: the coefficients are constants, so one joint backward pass of
+    ``a_retain * L_retain + a_forget * L_forget`` suffices and `coefficients` is called once with ``gram=None``. Otherwise it is
+    called once per optimiser step with the Gram matrix.
+    """
+
+    Config: ClassVar[type[Any]]
+    source: ClassVar[Source]
+    linear: ClassVar[bool]
+
+    def __init__(self, config: ConfigT) -> None: ...
+
+    def coefficients(
+        self, gram: Tensor | None, losses: Mapping[str, Tensor], state: MutableMapping[str, Any]
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Return ``(a_retain, a_forget)`` of ``g = a_retain * g_retain + a_forget * g_forget``.
+
+        Args:
+            gram: float64 ``(2, 2)`` inner products in the order (retain, forget), or ``None`` for a linear weighting.
+            losses: detached scalars ``retain`` and ``forget``.
+            state: JSON values that live through the run and its resumes; counters, moving averages, ``flags`` of the step.
+        """
+        ...

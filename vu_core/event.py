@@ -1,0 +1,28 @@
+"""What a run tells while it works; listeners watch, `events.jsonl` keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen
+class Event:
+    """Something that happened in a run.
+
+    Known types: ``stage`` (a stage began or ended), ``progress`` (step of total with values, such as losses),
+    ``checkpoint``, ``resume``, ``warning``, ``note``, ``score``, ``gradient_conflict``. Listeners ignore types they do not know.
+
+    Args:
+        type: one of the words above.
+        stage: stage of the run, such as ``unlearn``.
+        values: JSON values; for ``progress``: ``what``, ``step``, ``total`` and numbers such as ``loss_forget``.
+        durable: written to ``events.jsonl``; progress ticks between optimiser steps are not.
+    """
+
+    type: str
+    stage: str
+    values: Mapping[str, Any] = attrs.field(factory=dict)
+    durable: bool = True

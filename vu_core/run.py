@@ -1,0 +1,128 @@
+"""What a method is handed besides model and data: randomness, axes, progress, cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from vu_core.data import ForgetRetain
+from vu_core.event import Event
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vu_core.contracts import Attribution, Model, Parameters, Regularizer, Theta, Unlearner, Weighting
+    from vu_core.training import Training
+
+
+@attrs.frozen
+class Section:
+    """A section that a plugin adds to the report: a title and an SVG or HTML fragment without scripts."""
+
+    title: str
+    html: str
+
+
+@attrs.define
+class Report:
+    """Sections of ``report.html``, in the order added."""
+
+    sections: list[Section] = attrs.field(factory=list)
+
+    def add(self, title: str, html: str) -> None:
+        """Add a section; a section of the same title is replaced, so that resuming does not repeat it."""
+        self.sections = [s for s in self.sections if s.title != title] + [Section(title, html)]
+
+
+@attrs.define(eq=False)
+class Run:
+    """One execution, as a method sees it.
+
+    Args:
+        seed: root of every random number; see `generator`.
+        device: ``cpu``, ``cuda``, ...; precision: ``fp32``, ``bf16`` or ``fp16``.
+        folder: the run folder; checkpoints lie under ``folder / "checkpoints"``.
+        cache: root of the content-addressed cache.
+        training: settings of `vu_core.training.fit`; ``None`` for closed forms.
+        parameters, weighting, attribution, regularizers: plugins of the axes that the method honours.
+        resolve: finds another unlearner by name (base methods); emit_event: takes events; resuming: continues a folder.
+        data_digest, base_hash: content keys for caches.
+    """
+
+    seed: int
+    device: str
+    precision: str
+    folder: Path
+    cache: Path
+    training: Training | None = None
+    parameters: Parameters[Any] | None = None
+    weighting: Weighting[Any] | None = None
+    attribution: Attribution[Any] | None = None
+    regularizers: tuple[Regularizer[Any], ...] = ()
+    resolve: Callable[[str, Mapping[str, Any]], Unlearner[Any]] | None = None
+    emit_event: Callable[[Event], None] = lambda event: None
+    resuming: bool = False
+    data_digest: str = ""
+    base_hash: str = ""
+    stage: str = "unlearn"
+    report: Report = attrs.field(factory=Report)
+
+    def generator(self, name: str, *keys: object) -> torch.Generator:
+        """Return a fresh CPU generator seeded by a hash of (seed, name, keys): stateless, equal on every machine.
+
+        Example:
+            >>> import torch
+            >>> run = Run(seed=1, device="cpu", precision="fp32", folder=Path("."), cache=Path("."))
+            >>> a, b = run.generator("noise", 0), run.generator("noise", 0)
+            >>> torch.equal(torch.randn(2, generator=a), torch.randn(2, generator=b))
+            True
+        """
+        import torch
+
+        return torch.Generator().manual_seed(self.draw_seed(name, *keys))
+
+    def draw_seed(self, name: str, *keys: object) -> int:
+        """Return the 63-bit seed behind `generator`."""
+        text = "\0".join([str(self.seed), name, *map(repr, keys)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+    def emit(self, type: str, *, durable: bool = True, **values: Any) -> None:  # noqa: A002  the event's own word
+        """Tell listeners and ``events.jsonl`` that something happened."""
+        self.emit_event(Event(type, self.stage, values, durable))
+
+    def progress(self, what: str, step: int, total: int, **values: float) -> None:
+        """Report progress of a long stage; shown live, not kept."""
+        self.emit("progress", durable=False, what=what, step=step, total=total, **values)
+
+    def parameterise(
+        self, model: Model, *, targets: Collection[str] | None = None, masks: Mapping[str, Tensor] | None = None
+    ) -> Theta:
+        """Make the model trainable in the way the run says; see `vu_core.contracts.Parameters.attach`."""
+        return self._axis("parameters").attach(model, self, targets=targets, masks=masks)  # type: ignore[no-any-return]
+
+    def candidates(self, model: Model) -> tuple[str, ...]:
+        """Return the weights that the run's parameters may train."""
+        return self._axis("parameters").candidates(model)  # type: ignore[no-any-return]
+
+    def attribute(
+        self, model: Model, data: ForgetRetain, *, candidates: Collection[str] | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the scores of the run's attribution, from the cache when content, settings and version are equal."""
+        return self._axis("attribution").attribute(model, data, self, candidates=candidates)  # type: ignore[no-any-return]
+
+    def unlearner(self, name: str, **settings: Any) -> Unlearner[Any]:
+        """Return another unlearner by name, for methods that wrap one (``base_method``)."""
+        if self.resolve is None:
+            raise RuntimeError("this run resolves no other unlearners")
+        return self.resolve(name, settings)
+
+    def _axis(self, name: str) -> Any:
+        plugin = getattr(self, name)
+        if plugin is None:
+            raise RuntimeError(f"the method uses run.{name} but did not register the axis {name!r}")
+        return plugin
