@@ -32,6 +32,7 @@ mutants: .venv/installed-dev  ## apply wrong formulas one at a time; each must t
 	$(BIN)/python tests/mutants/run.py
 
 results: .venv/installed  ## repeat the measured runs and render docs/reference/results.md
+	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/results.py
 
 .venv/bin/python:

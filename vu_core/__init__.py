@@ -4,6 +4,7 @@ The names below are all that a plugin needs besides `vu_core.ops`, `vu_core.adap
 `vu_core.testing`. Importing them imports no torch.
 """
 
+from vu_core.cache import cache_root
 from vu_core.contracts import (
     Attribution,
     Audit,
@@ -33,6 +34,8 @@ from vu_core.data import (
     Judge,
     Manifest,
     Selection,
+    Side,
+    Split,
     digest,
 )
 from vu_core.edit import Edit, LowRank, Replace, Sparse
@@ -55,7 +58,7 @@ from vu_core.hookspecs import Register, hookimpl
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.record import RunRecord
 from vu_core.run import Report, Run
-from vu_core.score import Score, Scorecard, Table
+from vu_core.score import Score, Scorecard, Status, Table
 from vu_core.setting import setting
 from vu_core.source import Source
 
@@ -105,8 +108,11 @@ __all__ = [
     "Score",
     "Scorecard",
     "Selection",
+    "Side",
     "Source",
     "Sparse",
+    "Split",
+    "Status",
     "Table",
     "TextToImage",
     "Theta",
@@ -114,6 +120,7 @@ __all__ = [
     "Unlearner",
     "VuError",
     "Weighting",
+    "cache_root",
     "did_you_mean",
     "digest",
     "hookimpl",

@@ -70,7 +70,9 @@ class Manifest:
 class Draws(Protocol):
     """Random numbers of one example at one step; see `Batch.normal`."""
 
-    def generator(self, name: str, *keys: object) -> torch.Generator: ...
+    def generator(self, name: str, *keys: object) -> torch.Generator:
+        """Return a generator seeded by the name and the keys."""
+        ...
 
 
 @attrs.frozen(eq=False)
@@ -230,6 +232,10 @@ class Evaluation:
         judge: names what is on a picture; ``None`` when the data has no judge.
         examples: unseen images of both sides, for scores that need real images.
         samples: items whose pictures go into the report, forget first.
+        concepts: what was forgotten; a metric that needs no more than "forget" or "retain" reads
+            `EvaluationItem.forget`.
+        generation: ``steps`` and ``guidance`` of every picture; filled in by the stage, from ``[measure]`` or the
+            model.
     """
 
     split: Split
@@ -238,6 +244,8 @@ class Evaluation:
     judge: Judge | None = None
     examples: tuple[Examples, Examples] | None = None
     samples: tuple[EvaluationItem, ...] = ()
+    concepts: tuple[Concept, ...] = ()
+    generation: Mapping[str, float] = attrs.field(factory=dict)
 
 
 def digest(*parts: str | bytes) -> str:

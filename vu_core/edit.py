@@ -46,7 +46,7 @@ class Sparse:
 
     Args:
         indices: int64 positions in the flattened tensor, ascending.
-        values: the change at these positions, same length.
+        values: the change at these positions, same length; added in float64 and then rounded to the base's precision.
         shape: shape of the tensor.
     """
 

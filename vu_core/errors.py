@@ -17,7 +17,7 @@ class VuError(Exception):
         where: file and line, configuration key or plugin; empty when the problem has no place.
 
     Example:
-        >>> print(DataError("VU-D001", "There is no folder 'cats'.", "Check the path.", where="data.ref"))
+        >>> print(DataError("VU-D070", "There is no folder 'cats'.", "Check the path.", where="data.ref"))
         There is no folder 'cats'.
           where: data.ref
           what to do: Check the path.
@@ -113,6 +113,6 @@ def near_misses(word: str, known: Iterable[str], limit: int = 3) -> tuple[str, .
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the near misses of ``word``, or nothing."""
-    found = near_misses(word, known)
+    """Return ``" Did you mean 'x'?"`` for the near misses of ``word``, or nothing; never ``word`` itself."""
+    found = near_misses(word, (name for name in known if name != word))
     return f" Did you mean {' or '.join(repr(name) for name in found)}?" if found else ""

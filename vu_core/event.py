@@ -12,8 +12,9 @@ import attrs
 class Event:
     """Something that happened in a run.
 
-    Known types: ``stage`` (a stage began or ended), ``progress`` (step of total with values, such as losses),
-    ``checkpoint``, ``resume``, ``warning``, ``note``, ``score``, ``gradient_conflict``. Listeners ignore types they do not know.
+    Known types: ``stage`` (``state``: ``begin`` or ``end``), ``progress`` (step of total with values, such as losses),
+    ``checkpoint``, ``resume``, ``warning`` and ``note`` (``text``), ``score``, ``gradient_conflict``, ``log``,
+    ``interrupted``, ``error``. Listeners ignore types they do not know.
 
     Args:
         type: one of the words above.

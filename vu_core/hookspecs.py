@@ -55,7 +55,9 @@ class Register(Protocol):
         needs: Sequence[str] = (),
         axes: Sequence[str] = (),
         default: bool = False,
-    ) -> None: ...
+    ) -> None:
+        """Register one name."""
+        ...
 
 
 class VuHooks:
@@ -103,7 +105,7 @@ class VuHooks:
 
     @hookspec
     def vu_register_recipes(self, register: Register) -> None:
-        """Name recipes; targets are ``"package:file.toml"`` with a ``[recipe]`` table (``model``, ``method``) and settings."""
+        """Name recipes; targets are ``"package:file.toml"``: a table ``[recipe]`` (``model``, ``method``), settings."""
 
     @hookspec
     def vu_register_commands(self, register: Register) -> None:

@@ -17,7 +17,7 @@ class Capability(StrEnum):
     DENOISE = "denoise"
     """Latents, noise schedule, text embeddings and a denoiser: see `vu_core.contracts.Denoiser`."""
     GENERATE = "generate"
-    """Images from prompts: see `vu_core.contracts.Generator`."""
+    """Images from prompts: see `vu_core.contracts.TextToImage`."""
     CLASSIFY = "classify"
     """Logits and features of images."""
     JUDGE = "judge"
@@ -60,7 +60,8 @@ class Cost:
     """Estimated cost of a run.
 
     Args:
-        seconds: wall time; memory: peak bytes; disk: bytes written; images: pictures generated; downloads: bytes fetched.
+        seconds: wall time; memory: peak bytes; disk: bytes written; images: pictures generated; downloads: bytes
+            fetched.
     """
 
     seconds: float

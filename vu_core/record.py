@@ -19,7 +19,8 @@ class RunRecord:
         folder: the run folder; run_id: 12 hex digits; method: canonical name of the unlearner.
         model, data: plugin names with their refs; forget, overwrite: what the user asked for, as understood.
         scorecard: the scores, or ``None`` when nothing was measured.
-        edit_bytes: size of ``edit.safetensors``; edit_facts: counts of changed tensors and numbers, and the method's own facts.
+        edit_bytes: size of ``edit.safetensors``.
+        edit_facts: counts of changed tensors and numbers, and the method's own facts.
         seconds: wall time per stage; environment: versions, threads, machine size.
         files: what was written, relative to the folder, with one line each on what it is.
         notes, warnings: sentences for the user.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from vu_core.data import ForgetRetain
+from vu_core.errors import UnlearnError
 from vu_core.event import Event
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vu_core.contracts import Attribution, Model, Parameters, Regularizer, Theta, Unlearner, Weighting
+    from vu_core.edit import Edit
     from vu_core.training import Training
 
 
@@ -52,6 +54,8 @@ class Run:
         parameters, weighting, attribution, regularizers: plugins of the axes that the method honours.
         resolve: finds another unlearner by name (base methods); emit_event: takes events; resuming: continues a folder.
         data_digest, base_hash: content keys for caches.
+        edit: the edit that the model carries while a metric observes it after unlearning; ``None`` elsewhere.
+        attached: what `parameterise` has put on the model and `release` takes off again.
     """
 
     seed: int
@@ -71,6 +75,8 @@ class Run:
     base_hash: str = ""
     stage: str = "unlearn"
     report: Report = attrs.field(factory=Report)
+    edit: Edit | None = None
+    attached: list[Theta] = attrs.field(factory=list)
 
     def generator(self, name: str, *keys: object) -> torch.Generator:
         """Return a fresh CPU generator seeded by a hash of (seed, name, keys): stateless, equal on every machine.
@@ -91,7 +97,7 @@ class Run:
         text = "\0".join([str(self.seed), name, *map(repr, keys)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
-    def emit(self, type: str, *, durable: bool = True, **values: Any) -> None:  # noqa: A002  the event's own word
+    def emit(self, type: str, *, durable: bool = True, **values: Any) -> None:
         """Tell listeners and ``events.jsonl`` that something happened."""
         self.emit_event(Event(type, self.stage, values, durable))
 
@@ -103,7 +109,14 @@ class Run:
         self, model: Model, *, targets: Collection[str] | None = None, masks: Mapping[str, Tensor] | None = None
     ) -> Theta:
         """Make the model trainable in the way the run says; see `vu_core.contracts.Parameters.attach`."""
-        return self._axis("parameters").attach(model, self, targets=targets, masks=masks)  # type: ignore[no-any-return]
+        theta: Theta = self._axis("parameters").attach(model, self, targets=targets, masks=masks)
+        self.attached.append(theta)
+        return theta
+
+    def release(self) -> None:
+        """Take off the model what `parameterise` has put on it, last first; the stage does this after a method."""
+        while self.attached:
+            self.attached.pop().detach()
 
     def candidates(self, model: Model) -> tuple[str, ...]:
         """Return the weights that the run's parameters may train."""
@@ -112,8 +125,15 @@ class Run:
     def attribute(
         self, model: Model, data: ForgetRetain, *, candidates: Collection[str] | None = None
     ) -> Mapping[str, Tensor]:
-        """Return the scores of the run's attribution, from the cache when content, settings and version are equal."""
-        return self._axis("attribution").attribute(model, data, self, candidates=candidates)  # type: ignore[no-any-return]
+        """Return the scores of the run's attribution, from the cache when content, settings and version are equal.
+
+        Raises:
+            UnlearnError: ``VU-U036`` when a score is not finite.
+        """
+        attribution = self._axis("attribution")
+        scores: Mapping[str, Tensor] = attribution.attribute(model, data, self, candidates=candidates)
+        require_finite(scores, getattr(attribution, "name", type(attribution).__name__))
+        return scores
 
     def unlearner(self, name: str, **settings: Any) -> Unlearner[Any]:
         """Return another unlearner by name, for methods that wrap one (``base_method``)."""
@@ -126,3 +146,28 @@ class Run:
         if plugin is None:
             raise RuntimeError(f"the method uses run.{name} but did not register the axis {name!r}")
         return plugin
+
+
+def require_finite(scores: Mapping[str, Tensor], attribution: str) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Args:
+        scores: per tensor name a score per element.
+        attribution: what made them, for the message.
+
+    Raises:
+        UnlearnError: ``VU-U036`` with the first tensor that holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> require_finite({"w": torch.ones(2)}, "magnitude")
+    """
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise UnlearnError(
+                "VU-U036",
+                f"The attribution {attribution!r} gave scores for {name!r} that are not finite, so nothing can be "
+                "ranked by them.",
+                "Use --set run.precision=bf16 or fp32; if they stay so, look at the forget examples and the weights.",
+                where="unlearner.attribution",
+            )

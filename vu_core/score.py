@@ -17,12 +17,14 @@ class Score:
 
     Args:
         name: such as ``ua``.
-        before, after: fractions in [0, 1] for ``unit="fraction"`` (shown as %), else plain numbers; ``before`` may be absent.
+        before, after: fractions in [0, 1] for ``unit="fraction"`` (shown as %), else plain numbers; ``before`` may be
+            absent.
         unit: ``fraction``, ``bytes``, ``parameters``, ``mse``, ...
         direction: which way is healthy: ``up``, ``down``, or ``none`` (a fact, not a quality).
         n: number of items behind ``after``; ci_low, ci_high: 95 % interval of ``after`` (absent where none is defined).
         seeds: the seeds that were used; fingerprint: hash of everything that defines the metric.
         help: one line for the reader.
+        change_low, change_high: paired 95 % interval of ``change`` (absent where none is defined).
     """
 
     name: str
@@ -36,6 +38,8 @@ class Score:
     seeds: tuple[int, ...] = ()
     fingerprint: str = ""
     help: str = ""
+    change_low: float | None = None
+    change_high: float | None = None
 
     @property
     def change(self) -> float | None:
@@ -90,6 +94,7 @@ def scorecard_from_json(value: Mapping[str, Any]) -> Scorecard:
     """Read the content of ``scores.json``; raises KeyError or TypeError when it is something else."""
     entries: Sequence[Mapping[str, Any]] = value["scores"]
     scores = tuple(
-        Score(**{**{k: v for k, v in entry.items() if k != "change"}, "seeds": tuple(entry["seeds"])}) for entry in entries
+        Score(**{**{k: v for k, v in entry.items() if k != "change"}, "seeds": tuple(entry["seeds"])})
+        for entry in entries
     )
     return Scorecard(value["split"], value["status"], scores, tuple(value.get("reasons", ())))

@@ -12,7 +12,7 @@ import attrs
 def setting(
     default: Any = attrs.NOTHING,
     *,
-    help: str,  # noqa: A002  the word a reader of a Config expects
+    help: str,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -27,7 +27,10 @@ def setting(
     Args:
         default: value when nothing is said; without one the field is required.
         help: one line for ``vu describe`` and ``--help``.
-        ge, gt, le, lt: bounds of a number (or of every number in a tuple).
+        ge: least value of a number, or of every number in a tuple.
+        gt: bound that a number exceeds.
+        le: greatest value of a number.
+        lt: bound that a number stays below.
         choices: the only values allowed.
         check: returns what is wrong with a value, or ``None``.
         factory: makes the default, for values that must not be shared.

@@ -15,11 +15,8 @@ MODULES = [
     "vu_core.registry",
     "vu_core.config",
     "vu_core.plugins",
-    "vu_core.training",
     "vu_cli.main",
-    *sorted(
-        f"{path.parent.name}.plugin" for path in ROOT.glob("plugins/*/src/*/plugin.py")
-    ),
+    *sorted(f"{path.parent.name}.plugin" for path in ROOT.glob("plugins/*/src/*/plugin.py")),
 ]
 
 

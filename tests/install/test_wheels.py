@@ -17,8 +17,7 @@ pytestmark = pytest.mark.install
 
 
 def run(*command: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **kwargs)
-    return done
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **kwargs)
 
 
 def succeed(*command: str | Path, **kwargs) -> str:
@@ -61,7 +60,7 @@ def test_core_alone_says_what_to_install_and_with_all_wheels_shows_the_same_plug
     listed = json.loads(succeed(environment / "vu", "list-plugins", "--json", cwd=tmp_path, env=clean()))
     assert {entry["distribution"] for entry in listed} == {"vu-core"}
     refused = run(environment / "vu", "unlearn", "--method", "fade-sparse", cwd=tmp_path, env=clean())
-    assert refused.returncode == 3, refused.stderr
+    assert refused.returncode == 2, refused.stderr
     assert "pip install vu-fade" in refused.stderr
     assert "Traceback" not in refused.stderr
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Attribution(Protocol[ConfigT]):
@@ -31,7 +31,7 @@ class Attribution(Protocol[ConfigT]):
     ) -> Mapping[str, Tensor]:
         """Return float32 scores, one tensor per candidate parameter, in the parameter's shape.
 
-        ``candidates`` are parameter names; ``None`` means every parameter of the denoiser or classifier. Leaves gradients,
-        modes and generators of the model as they were.
+        ``candidates`` are parameter names; ``None`` means every parameter of the denoiser or classifier. Leaves
+        gradients, modes and generators of the model as they were.
         """
         ...

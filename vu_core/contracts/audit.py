@@ -13,7 +13,7 @@ from vu_core.source import Source
 if TYPE_CHECKING:
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Audit(Protocol[ConfigT]):

@@ -12,11 +12,14 @@ from vu_core.source import Source
 if TYPE_CHECKING:
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Exporter(Protocol[ConfigT]):
-    """The class behind an exporter name. `verify` reloads the files through the target's own loader and compares outputs."""
+    """The class behind an exporter name.
+
+    `verify` reloads the files through the target's own loader and compares outputs.
+    """
 
     Config: ClassVar[type[Any]]
     source: ClassVar[Source]

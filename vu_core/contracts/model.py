@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class ModelPlugin(Protocol[ConfigT]):
@@ -48,7 +48,10 @@ class ModelPlugin(Protocol[ConfigT]):
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model. ``network`` holds every component as a named child (``unet``, ``text_encoder``, ``classifier``)."""
+    """A loaded model.
+
+    ``network`` holds every component as a named child (``unet``, ``text_encoder``, ``classifier``).
+    """
 
     facts: ModelFacts
     network: nn.Module
@@ -70,7 +73,7 @@ class Denoiser(Protocol):
     """T, the number of training timesteps."""
 
     def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return tau(c), the text embeddings ``(B, L, D)``; computed once per caption while the text encoder is frozen."""
+        """Return tau(c), the text embeddings ``(B, L, D)``; each caption once while the text encoder is frozen."""
         ...
 
     def latents(self, batch: Batch) -> Tensor:

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Theta(Protocol):
     """The trainable parameters of a run, attached to a model."""
 
+    model: Model
+    """The model they are attached to."""
+
     def parameters(self) -> list[Tensor]:
         """Return the trainable tensors, always the same list in the same order."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (stable name, trainable tensor) in the order of `parameters`; ``full`` uses the base weights' names."""
         ...
 
     def named_deltas(self) -> Iterator[tuple[str, Tensor]]:
@@ -34,7 +41,10 @@ class Theta(Protocol):
         ...
 
     def base(self) -> AbstractContextManager[None]:
-        """While entered, the model computes as if it were untouched; nestable, restores on errors, flips no requires_grad."""
+        """Let the model compute as if it were untouched while entered.
+
+        Nestable; restores on errors; flips no ``requires_grad``.
+        """
         ...
 
     def begin_step(self, step: int) -> None:
@@ -48,7 +58,11 @@ class Theta(Protocol):
         """Put back what `state` returned."""
 
     def edit(self) -> Edit:
-        """Return the change as a value, detached copies in float32 (the training precision of adapters)."""
+        """Return the change as a value, detached copies on the CPU.
+
+        Low-rank factors are float32, the training precision of adapters. Whole weights are what they become in the
+        precision of the base, since nothing finer can be put back into it.
+        """
         ...
 
     def detach(self) -> None:
@@ -78,9 +92,9 @@ class Parameters(Protocol[ConfigT]):
         targets: Collection[str] | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> Theta:
-        """Make the candidates trainable, or only ``targets`` among them; ``masks`` limits the change per weight element.
+        """Make the candidates trainable, or only ``targets`` among them, within ``masks``.
 
-        Both are keyed by weight name. A mask ``(out, in)`` or of the weight's shape is boolean. Raises: PlanError when this
-        kind of parameters cannot honour masks, UnlearnError when nothing is left to train.
+        Both are keyed by weight name. A mask ``(out, in)`` or of the weight's shape is boolean. Raises: PlanError
+        when this kind of parameters cannot honour masks, UnlearnError when nothing is left to train.
         """
         ...

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Regularizer(Protocol[ConfigT]):
     """The class behind a regularizer name.
 
-    ``side`` says where the penalty joins: the retain loss, the forget loss (both before the weighting), or outside of it
-    (its gradient is added after the weighting).
+    ``side`` says where the penalty joins: the retain loss, the forget loss (both before the weighting), or outside of
+    it (its gradient is added after the weighting).
     """
 
     Config: ClassVar[type[Any]]
@@ -33,7 +33,10 @@ class Regularizer(Protocol[ConfigT]):
     def __init__(self, config: ConfigT) -> None: ...
 
     def prepare(self, model: Model, theta: Theta, data: ForgetRetain, run: Run) -> None:
-        """Look at the untouched model once, before the first step. Not called on resume: `load_state` is."""
+        """Look at the untouched model, inside ``theta.base()``, before the first step of each `fit`.
+
+        Not called when a checkpoint is continued: `load_state` is.
+        """
 
     def penalty(self) -> Tensor | None:
         """Return a scalar to add to the loss of ``side``, or ``None``."""

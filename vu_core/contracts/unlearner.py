@@ -13,16 +13,16 @@ from vu_core.source import Source
 if TYPE_CHECKING:
     from vu_core.run import Run
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Unlearner(Protocol[ConfigT]):
     """The class behind a method name.
 
-    `Config` is a frozen attrs class made of `vu_core.setting` fields; its defaults are the paper's. A gradient method has
-    a field ``training: Training`` (`vu_core.training.Training`). ``defaults`` holds the tables of the other axes that the
-    method wants when nothing is said, such as ``{"weighting": {"name": "simple", "forget_weight": 0.3}}`` with the keys
-    ``weighting``, ``parameters`` and ``attribution``.
+    `Config` is a frozen attrs class made of `vu_core.setting` fields; its defaults are the paper's. A gradient method
+    has a field ``training: Training`` (`vu_core.training.Training`). ``defaults`` holds the tables of the other axes
+    that the method wants when nothing is said, such as ``{"weighting": {"name": "simple", "forget_weight": 0.3}}``
+    with the keys ``weighting``, ``parameters`` and ``attribution``.
     """
 
     Config: ClassVar[type[Any]]

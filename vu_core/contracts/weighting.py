@@ -10,15 +10,15 @@ from vu_core.source import Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-ConfigT = TypeVar("ConfigT")
+ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Weighting(Protocol[ConfigT]):
     """The class behind a weighting name.
 
     Both losses are descended. ``linear``: the coefficients are constants, so one joint backward pass of
-    ``a_retain * L_retain + a_forget * L_forget`` suffices and `coefficients` is called once with ``gram=None``. Otherwise it is
-    called once per optimiser step with the Gram matrix.
+    ``a_retain * L_retain + a_forget * L_forget`` suffices and `coefficients` is called once with ``gram=None``.
+    Otherwise it is called once per optimiser step with the Gram matrix.
     """
 
     Config: ClassVar[type[Any]]
@@ -35,6 +35,7 @@ class Weighting(Protocol[ConfigT]):
         Args:
             gram: float64 ``(2, 2)`` inner products in the order (retain, forget), or ``None`` for a linear weighting.
             losses: detached scalars ``retain`` and ``forget``.
-            state: JSON values that live through the run and its resumes; counters, moving averages, ``flags`` of the step.
+            state: JSON values that live through the run and its resumes; counters, moving averages, ``flags`` of
+                the step.
         """
         ...

@@ -1,0 +1,129 @@
+"""Whatever goes wrong: plain words, the right exit status, a report for bugs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vu_core import (
+    ConfigError,
+    DataError,
+    EditError,
+    MeasureError,
+    ModelError,
+    PlanError,
+    PluginError,
+    RecordError,
+    UnlearnError,
+    pipeline,
+)
+
+USAGE = [
+    (["unlern"], "VU-C121", "Did you mean 'unlearn'?"),
+    (["--versoin"], "VU-C122", "Did you mean '--version'"),
+    (["unlearn", "--metod", "fade"], "VU-C122", "Did you mean '--method'"),
+    (["unlearn", "--seed", "x"], "VU-C120", "'x' is not a valid integer"),
+    (["unlearn", "--max-minutes", "0"], "VU-C120", "--max-minutes"),
+    (["unlearn", "--method"], "VU-C120", "requires an argument"),
+    (["unlearn", "stray"], "VU-C120", "stray"),
+    (["unlearn", "--set", "novalue"], "VU-C004", "novalue"),
+    (["unlearn", "-c", "missing.toml"], "VU-C003", "missing.toml"),
+    (["measure"], "VU-C120", "RUN"),
+    (["compare", "one"], "VU-R", "one"),
+    (["explain", "VU-X999"], "VU-C124", "VU-X999"),
+    (["cache", "lst"], "VU-C120", "list"),
+    (["unlearn", "--resume", "r", "--method", "fade", "--set", "run.seed=1"], "VU-C123", "--method, --set"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "fragment"), USAGE, ids=lambda value: str(value)[:40])
+def test_usage_errors_name_the_problem_and_the_remedy(vu, line, code, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = vu(*line)
+    assert done.status == (7 if code == "VU-R" else 2), done.err
+    assert f"Error {code}" in done.err
+    assert fragment in done.err
+    assert "what to do" in done.err
+    assert done.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+CLASSES = [
+    (ConfigError, 2),
+    (PluginError, 3),
+    (PlanError, 4),
+    (DataError, 5),
+    (UnlearnError, 6),
+    (RecordError, 7),
+    (ModelError, 8),
+    (EditError, 9),
+    (MeasureError, 10),
+]
+
+
+@pytest.mark.parametrize(("kind", "status"), CLASSES)
+def test_each_class_of_error_has_its_exit_status(vu, monkeypatch, kind, status):
+    def fail(*_args, **_settings):
+        raise kind("VU-Z999", "Something is wrong:\nthis\nand that.", "Do something.\nThen more.", where="data.ref")
+
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    done = vu("unlearn", "--dry-run")
+    assert done.status == status
+    assert done.err.splitlines() == [
+        "Error VU-Z999: Something is wrong:",
+        "  this",
+        "  and that.",
+        "  where       data.ref",
+        "  what to do  Do something.",
+        "              Then more.",
+        "  details     vu explain VU-Z999",
+    ]
+
+    done = vu("unlearn", "--dry-run", "--json")
+    error = json.loads(done.out)["error"]
+    assert (error["code"], error["kind"], error["exit_status"]) == ("VU-Z999", kind.__name__, status)
+
+
+def test_long_sentences_are_not_broken_where_nobody_reads_on_a_terminal(vu, monkeypatch):
+    def fail(*_args, **_settings):
+        raise DataError("VU-Z999", "word " * 60 + "end", "pip install vu-fade " * 20)
+
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    done = vu("unlearn", "--dry-run")
+    assert "word " * 60 + "end" in done.err
+    assert "pip install vu-fade " * 19 in done.err
+
+
+def test_a_bug_leaves_one_sentence_and_a_report(vu, monkeypatch, tmp_path):
+    def fail(*_args, **_settings):
+        raise ZeroDivisionError("a secret of arithmetic")
+
+    monkeypatch.setenv("VU_CACHE", str(tmp_path))
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    done = vu("unlearn", "--dry-run", "--seed", "7")
+    assert done.status == 1
+    assert len(done.err.splitlines()) == 1
+    assert "ZeroDivisionError: a secret of arithmetic" in done.err
+    (report,) = (tmp_path / "reports").iterdir()
+    assert str(report) in done.err
+    text = report.read_text()
+    for fragment in ("Traceback", "'--seed' '7'", "vu-core", "python: 3.", "torch"):
+        assert fragment in text
+
+    done = vu("unlearn", "--dry-run", "--json")
+    assert done.status == 1
+    assert Path(json.loads(done.out)["error"]["report"]).exists()
+
+
+def test_a_bug_is_told_even_when_no_report_can_be_written(vu, monkeypatch, tmp_path):
+    def fail(*_args, **_settings):
+        raise ZeroDivisionError("oh")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VU_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    done = vu("unlearn", "--dry-run")
+    assert done.status == 1
+    assert "no report could be written" in done.err
+    assert "Traceback" in done.err

@@ -1,0 +1,143 @@
+"""Strict types: what is not of the type is said to be not of the type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import attrs
+import pytest
+
+from vu_core import setting
+from vu_core.convert import Mismatch, convert, type_words
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@attrs.frozen
+class Point:
+    x: int = setting(help="x", ge=0)
+    y: float = setting(0.0, help="y")
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "result"),
+    [
+        (1, int, 1),
+        (1, float, 1.0),
+        (1e-3, float, 1e-3),
+        ("x", str, "x"),
+        (True, bool, True),
+        (None, int | None, None),
+        (3, int | None, 3),
+        (3, int | str, 3),
+        ("3", int | str, "3"),
+        (3, float | int, 3),
+        ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ([], tuple[str, ...], ()),
+        (("a", 1), tuple[str, int], ("a", 1)),
+        ([[1], [2]], tuple[tuple[int, ...], ...], ((1,), (2,))),
+        ([1], list[int], [1]),
+        ({"a": 1}, Mapping[str, float], {"a": 1.0}),
+        ({"a": 1}, dict[str, int], {"a": 1}),
+        ("red", Colour, Colour.RED),
+        (Colour.RED, Colour, Colour.RED),
+        ("a", Literal["a", 1], "a"),
+        ([{"x": 1}], tuple[Point, ...], (Point(1),)),
+        (1, Annotated[int, "note"], 1),
+        ({"any": [1]}, Any, {"any": [1]}),
+    ],
+)
+def test_what_fits(value, wanted, result):
+    got = convert(value, wanted)
+    assert got == result
+    assert type(got) is type(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "said", "suffix"),
+    [
+        ("7", int, "must be a whole number, but is '7' (text)", ""),
+        (1.9, int, "(a number)", ""),
+        (1.0, int, "must be a whole number", ""),
+        (True, int, "(a truth value)", ""),
+        (True, float, "must be a number", ""),
+        ("1e-3", float, "must be a number, but is '1e-3' (text)", ""),
+        ("false", bool, "must be true or false", ""),
+        (0, bool, "must be true or false", ""),
+        (5, str, 'write "5"', ""),
+        (None, str, "must be text", ""),
+        ("to_q", tuple[str, ...], "a list of texts, but is 'to_q' (text); write [\"to_q\"]", ""),
+        (3, tuple[int, ...], "a list of whole numbers", ""),
+        ([1, "x"], tuple[int, ...], "must be a whole number", "[1]"),
+        ([[1], ["x"]], tuple[tuple[int, ...], ...], "must be a whole number", "[1][0]"),
+        ([1], tuple[int, int], "has 1 elements", ""),
+        ([1], Mapping[str, int], "must be a table of whole numbers", ""),
+        ({"a": "x"}, Mapping[str, int], "must be a whole number", ".a"),
+        ("blue", Colour, "must be one of 'red', but is 'blue'", ""),
+        (True, Literal[1, 2], "must be one of 1, 2, but is True", ""),
+        (2.5, int | None, "must be a whole number", ""),
+        (2.5, int | str, "must be a whole number or text", ""),
+        (True, int | str, "must be a whole number or text", ""),
+        ([{"z": 1}], tuple[Point, ...], "is unknown; known are x, y", "[0].z"),
+        ([{"x": -1}], tuple[Point, ...], "must be >= 0", "[0]"),
+        ([{"y": 1}], tuple[Point, ...], "x", "[0]"),
+        (10**400, float, "too large", ""),
+        ([{"x": "s"}], tuple[Point, ...], "must be a whole number", "[0].x"),
+        ([{"x": 1, "y": "s"}], tuple[Point, ...], "must be a number", "[0].y"),
+    ],
+)
+def test_what_does_not_fit(value, wanted, said, suffix):
+    with pytest.raises(Mismatch) as caught:
+        convert(value, wanted)
+    assert said in caught.value.text
+    assert caught.value.suffix == suffix
+
+
+def test_what_no_configuration_can_hold():
+    with pytest.raises(TypeError, match="cannot hold"):
+        convert(1, complex)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (int | None, "a whole number"),
+        (tuple[int, int], "a list of 2 whole numbers"),
+        (tuple[str, int], "a list of 2 values"),
+        (Mapping[str, float], "a table of numbers"),
+        (Literal["a"], "one of 'a'"),
+        (Point, "a table"),
+        (Annotated[str, 1], "text"),
+    ],
+)
+def test_words(wanted, words):
+    assert type_words(wanted) == words
+
+
+@pytest.mark.parametrize(
+    ("bounds", "good", "bad", "said"),
+    [
+        ({"ge": 1}, 1, 0, ">= 1"),
+        ({"gt": 0}, 0.1, 0, "> 0"),
+        ({"le": 2}, 2, 3, "<= 2"),
+        ({"lt": 2}, 1.9, 2, "< 2"),
+        ({"ge": 0}, (1, 2), (1, -2), ">= 0"),
+        ({"choices": ("a", "b")}, "a", "c", "one of 'a', 'b'"),
+        ({"check": lambda value: None if value else "is empty"}, "x", "", "is empty"),
+        ({}, 1.0, float("nan"), "finite"),
+        ({}, (1.0,), (float("inf"),), "finite"),
+    ],
+)
+def test_bounds(bounds, good, bad, said):
+    @attrs.frozen
+    class Config:
+        field: Any = setting(help="x", **bounds)
+
+    assert Config(good).field == good
+    assert Config(None).field is None
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        Config(bad)

@@ -1,0 +1,1 @@
+"""Toy plugins of every kind that a configuration can name."""

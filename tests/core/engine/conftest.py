@@ -1,0 +1,6 @@
+"""The tests here share one module of toys, which child processes import too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,77 @@
+"""Every field of every Config of the engine changes the edit, or says that it changes only speed."""
+
+import attrs
+import pytest
+from engine_toys import toy_data, toy_losses, toy_model, toy_run
+
+from vu_core.adapters import Full, Lora, MaskedLora, edit_digest
+from vu_core.training import Training, fit
+from vu_core.weightings import ForgetOnly, Simple
+
+START = {
+    Training: {"steps": 5, "lr": 0.02, "schedule": "linear", "max_grad_norm": 0.5},
+    Lora: {"rank": 2, "targets": ("to_q", "to_out.0")},
+    MaskedLora: {"rank": 2, "targets": ("to_q", "to_out.0")},
+    Full: {"targets": ("attn",)},
+    Simple: {},
+    ForgetOnly: {},
+}
+OTHER = {
+    (Training, "steps"): {"steps": 6},
+    (Training, "epochs"): {"steps": None, "epochs": 1},
+    (Training, "batch_size"): {"batch_size": 3},
+    (Training, "accumulation"): {"accumulation": 2},
+    (Training, "lr"): {"lr": 0.03},
+    (Training, "schedule"): {"schedule": "constant"},
+    (Training, "warmup_steps"): {"warmup_steps": 2},
+    (Training, "weight_decay"): {"weight_decay": 0.5},
+    (Training, "max_grad_norm"): {"max_grad_norm": 0.1},
+    (Training, "checkpoint_every"): {"checkpoint_every": 0.0},
+    (Full, "targets"): {"targets": ("norm",)},
+    (Simple, "forget_weight"): {"forget_weight": 0.3},
+    (Simple, "retain_weight"): {"retain_weight": 0.3},
+    **{
+        (kind, field): change
+        for kind in (Lora, MaskedLora)
+        for field, change in {
+            "rank": {"rank": 3},
+            "alpha": {"alpha": 8.0},
+            "dropout": {"dropout": 0.3},
+            "targets": {"targets": ("to_q",)},
+        }.items()
+    },
+}
+
+
+def config_class(kind):
+    return kind if kind is Training else kind.Config
+
+
+FIELDS = [(kind, field) for kind in START for field in attrs.fields(config_class(kind))]
+
+
+def edit_with(folder, kind, changes):
+    config = config_class(kind)(**{**START[kind], **changes})
+    settings = {"training": Training(**START[Training])}
+    if kind is Training:
+        settings["training"] = config
+    elif kind in (Simple, ForgetOnly):
+        settings["weighting"] = kind(config)
+    else:
+        settings["parameters"] = kind(config)
+    run, model = toy_run(folder, **settings), toy_model()
+    theta = run.parameterise(model)
+    fit(theta, toy_losses(model), toy_data(), run)
+    return edit_digest(theta.edit())
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda x: getattr(x, "__name__", getattr(x, "name", "")))
+def test_changing_the_field_changes_the_edit(kind, field, tmp_path):
+    before = edit_with(tmp_path / "before", kind, {})
+    after = edit_with(tmp_path / "after", kind, OTHER[kind, field.name])
+    assert (after == before) == bool(field.metadata["speed_only"])
+    assert field.metadata["help"]
+
+
+def test_the_table_names_every_field_and_no_other():
+    assert set(OTHER) == {(kind, field.name) for kind, field in FIELDS}

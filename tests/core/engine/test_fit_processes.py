@@ -1,0 +1,86 @@
+"""Two processes that share a batch train what one process trains with the whole of it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from engine_toys import toy_data, toy_losses, toy_model, toy_run
+from safetensors.torch import load_file, save_file
+
+from vu_core.training import Training, fit
+from vu_core.weightings import Simple, SimpleConfig
+
+TRAINING = Training(steps=5, lr=0.02, batch_size=2, accumulation=2)
+
+
+@attrs.define
+class Opposed:
+    """A rule that needs both gradients: the norms decide."""
+
+    linear = False
+
+    def coefficients(self, gram, losses, state):
+        return 1.0, (gram[0, 0] / gram[1, 1].clamp(min=1e-12)).sqrt().clamp(max=2.0)
+
+
+WEIGHTINGS = {"linear": lambda: Simple(SimpleConfig(forget_weight=0.3)), "gram": Opposed}
+
+
+def train(folder, weighting, training, sizes=(9, 8)):
+    events = []
+    model = toy_model()
+    run = toy_run(folder, training=training, weighting=WEIGHTINGS[weighting](), emit_event=events.append)
+    theta = run.parameterise(model)
+    fit(theta, toy_losses(model), toy_data(*sizes), run)
+    return {name: tensor.clone() for name, tensor in theta.state().items()}, events
+
+
+def child(folder, sizes):
+    """Run in one of two processes of a gloo group."""
+    rank = int(os.environ["RANK"])
+    for weighting in WEIGHTINGS:
+        state, events = train(folder / weighting, weighting, TRAINING, sizes)
+        save_file(state, folder / f"{weighting}-{rank}.safetensors")
+        told = {event.type for event in events}
+        if told != (
+            {"progress", "checkpoint"} | ({"gradient_conflict"} if weighting == "gram" else set())
+            if rank == 0
+            else set()
+        ):
+            raise SystemExit(f"process {rank} told {told}")
+
+
+@pytest.mark.parametrize("sizes", [(9, 8), (5, 8)])
+def test_two_processes_equal_one_with_the_doubled_batch(sizes, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, __file__, str(tmp_path), *map(str, sizes)]
+    children = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+    ]
+    assert [process.wait(timeout=600) for process in children] == [0, 0]
+    for weighting in WEIGHTINGS:
+        one, _ = train(tmp_path / "one" / weighting, weighting, attrs.evolve(TRAINING, batch_size=4), sizes)
+        two = [load_file(tmp_path / f"{weighting}-{rank}.safetensors") for rank in range(2)]
+        assert all(torch.equal(two[0][name], two[1][name]) for name in one)
+        for name in one:
+            torch.testing.assert_close(two[0][name], one[name], rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    child(Path(sys.argv[1]), tuple(map(int, sys.argv[2:])))
+    torch.distributed.destroy_process_group()  # a group that is alive at exit now and then aborts the process

@@ -1,0 +1,422 @@
+"""Every check of models and data turns red on a plugin that is broken in just that way."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+import vu_core.testing as kit
+from vu_core import (
+    Capability,
+    DataError,
+    EvaluationItem,
+    Run,
+    setting,
+)
+from vu_core.testing import toys
+from vu_core.testing.proof import Broken, but, case, red, unproven
+from vu_core.testing.toy_painter import ToyPainter
+
+COUNTER = itertools.count(1)
+
+# Models
+
+
+def model(plugin: type[Any] = toys.ToyModel, **painter: Any) -> Callable[[], type[Any]]:
+    """ToyModel whose painter has attributes replaced."""
+
+    def make() -> type[Any]:
+        def load(self: Any, *, device: str, precision: str) -> Any:
+            found = toys.ToyModel.load(self, device=device, precision=precision)
+            found.__class__ = type("BrokenPainter", (ToyPainter,), {k: v for k, v in painter.items() if callable(v)})
+            found.__dict__.update({k: v for k, v in painter.items() if not callable(v)})
+            return found
+
+        return case(kit.ModelTests, but(plugin, load=load))
+
+    return make
+
+
+def loader(change: Callable[[Any], Any]) -> Callable[[], type[Any]]:
+    """ToyModel whose loaded painter goes through ``change``."""
+
+    def load(self: Any, *, device: str, precision: str) -> Any:
+        return change(toys.ToyModel.load(self, device=device, precision=precision))
+
+    return lambda: case(kit.ModelTests, but(toys.ToyModel, load=load))
+
+
+SHARED_PAINTER = ToyPainter()
+
+
+def facts(**changes: Any) -> Callable[[], type[Any]]:
+    def inspect_(self: Any) -> Any:
+        return attrs.evolve(toys.ToyModel.inspect(self), **changes)
+
+    return lambda: case(kit.ModelTests, but(toys.ToyModel, inspect=inspect_))
+
+
+def thawed(painter: Any) -> Any:
+    painter.network.requires_grad_(True)
+    return painter
+
+
+def noisy(painter: Any) -> Any:
+    with torch.no_grad():
+        painter.network["unet"].conv_in.bias.add_(next(COUNTER))
+    return painter
+
+
+def always_fp32(painter: Any) -> Any:
+    painter.network.float()
+    return painter
+
+
+def drawing(painter: Any) -> Any:
+    torch.rand(1)
+    return painter
+
+
+def shrink(self: Any, examples: Any, run: Run) -> Any:
+    found = ToyPainter.prepare(self, examples, run)
+    return found.with_tensors(latent_mean=found.tensors["latent_mean"] + next(COUNTER))
+
+
+def batch_mean(self: Any, noisy: Any, t: Any, embedding: Any) -> Any:
+    found = ToyPainter.predict(self, noisy, t, embedding)
+    return found - found.mean(dim=0, keepdim=True)
+
+
+def deaf_predict(self: Any, noisy: Any, t: Any, embedding: Any) -> Any:
+    return ToyPainter.predict(self, noisy, t, torch.zeros_like(embedding))
+
+
+def pooled(self: Any, noisy: Any, t: Any, embedding: Any) -> Any:
+    return ToyPainter.predict(self, noisy, t, embedding)[:, :1]
+
+
+def cut(self: Any, noisy: Any, t: Any, embedding: Any) -> Any:
+    with torch.no_grad():
+        return ToyPainter.predict(self, noisy, t, embedding).requires_grad_()
+
+
+def backwards(self: Any, z: Any, noise: Any, t: Any) -> Any:
+    return ToyPainter.add_noise(self, z, noise, self.timesteps - 1 - t)
+
+
+def shared_noise(self: Any, prompts: Any, seeds: Any, **settings: Any) -> Any:
+    return ToyPainter.generate(self, prompts, [seeds[0]] * len(seeds), **settings)
+
+
+def floats(self: Any, prompts: Any, seeds: Any, **settings: Any) -> Any:
+    return ToyPainter.generate(self, prompts, seeds, **settings) / 255
+
+
+def unguided(self: Any, prompts: Any, seeds: Any, *, steps: int, guidance: float) -> Any:
+    return ToyPainter.generate(self, prompts, seeds, steps=steps, guidance=1.0)
+
+
+def training_mode(self: Any, examples: Any, run: Run) -> Any:
+    self.network.train()
+    return ToyPainter.prepare(self, examples, run)
+
+
+class Classifies:
+    """Makes a classifier of the toy: rows depend on their batch."""
+
+    @staticmethod
+    def case() -> type[Any]:
+        def inspect_(self: Any) -> Any:
+            return attrs.evolve(toys.ToyModel.inspect(self), capabilities=frozenset({Capability.CLASSIFY}))
+
+        def load(self: Any, *, device: str, precision: str) -> Any:
+            found = toys.ToyModel.load(self, device=device, precision=precision)
+            found.facts = self.inspect()
+            found.logits = lambda images: images.flatten(1)[:, :4] - images.mean()
+            found.features = lambda images: images.flatten(1)[:, :8]
+            return found
+
+        return case(kit.ModelTests, but(toys.ToyModel, inspect=inspect_, load=load))
+
+
+def generative_facts() -> type[Any]:
+    return facts(generation={})()
+
+
+MODEL: list[Broken] = [
+    Broken(name, make, words)
+    for name, make, words in [
+        (
+            "test_recognises_nothing_in_an_empty_folder",
+            lambda: case(kit.ModelTests, but(toys.ToyModel, recognises=classmethod(lambda cls, path: True))),
+            "is no model",
+        ),
+        ("test_facts_are_complete", facts(bytes=0), "facts.bytes"),
+        ("test_facts_are_complete", generative_facts, "lacks steps or guidance"),
+        ("test_loaded_model_is_what_the_facts_say", facts(base_hash="other"), "other facts"),
+        ("test_loaded_model_is_what_the_facts_say", lambda: _wrong_count(), "the network has"),
+        ("test_loaded_model_is_frozen", loader(thawed), "requires_grad"),
+        ("test_loading_twice_gives_the_same_weights", loader(noisy), "weights differ"),
+        ("test_loading_twice_gives_the_same_weights", loader(lambda painter: SHARED_PAINTER), "share memory"),
+        ("test_precision_is_honoured", loader(always_fp32), "asked for bf16"),
+        ("test_nothing_global_changes", loader(drawing), "torch random numbers"),
+        ("test_prepare_keeps_the_table", model(prepare=shrink), "columns differ"),
+        ("test_denoiser_speaks_in_shapes", model(predict=pooled), "shapes differ"),
+        ("test_denoiser_speaks_in_shapes", model(denoiser="transformer"), "no child 'transformer'"),
+        ("test_noise_grows_with_the_timestep", model(add_noise=backwards), "mostly noise"),
+        ("test_a_row_does_not_depend_on_its_batch", model(predict=batch_mean), "prediction of a row"),
+        ("test_captions_matter", model(predict=deaf_predict), "does not depend on the caption"),
+        ("test_gradients_reach_the_denoiser", model(predict=cut), "no gradient reaches"),
+        ("test_pictures_follow_their_seed", model(generate=shared_noise), "two seeds gave one picture"),
+        ("test_pictures_follow_their_seed", model(generate=floats), "pictures are float64"),
+        ("test_steps_and_guidance_matter", model(generate=unguided), "guidance changes no picture"),
+        ("test_model_is_left_alone", model(prepare=training_mode), "another mode"),
+        ("test_logits_per_image", Classifies.case, "depends on the batch"),
+    ]
+]
+
+
+def _wrong_count() -> type[Any]:
+    def load(self: Any, *, device: str, precision: str) -> Any:
+        found = toys.ToyModel.load(self, device=device, precision=precision)
+        found.facts = self.inspect()
+        return found
+
+    def inspect_(self: Any) -> Any:
+        return attrs.evolve(toys.ToyModel.inspect(self), parameters=1)
+
+    return case(kit.ModelTests, but(toys.ToyModel, inspect=inspect_, load=load))
+
+
+# Data
+
+T = toys.ToyData
+
+
+def data(**attributes: Any) -> Callable[[], type[Any]]:
+    def make() -> type[Any]:
+        plugin = but(T, **attributes)
+        return case(kit.DatasetTests, plugin, forget=("colour:red",), other_forget=("shape:dot",))
+
+    return make
+
+
+def selects(**changes: Any) -> Any:
+    def parse(self: Any, forget: Any, overwrite: Any) -> Any:
+        found = T.parse(self, forget, overwrite)
+        return attrs.evolve(found, concepts=tuple(attrs.evolve(c, **changes) for c in found.concepts))
+
+    return parse
+
+
+def builds(change: Callable[[Any], Any]) -> Any:
+    def build(self: Any, selection: Any, **settings: Any) -> Any:
+        return change(T.build(self, selection, **settings))
+
+    return build
+
+
+def evaluates(change: Callable[[Any], Any]) -> Any:
+    def evaluation(self: Any, selection: Any, **settings: Any) -> Any:
+        return change(T.evaluation(self, selection, **settings))
+
+    return evaluation
+
+
+def anything(self: Any, forget: Any, overwrite: Any) -> Any:
+    try:
+        return T.parse(self, forget, overwrite)
+    except DataError:
+        return T.parse(self, ["colour:red"], [])
+
+
+def leaks(self: Any, selection: Any, **settings: Any) -> Any:
+    built = T.build(self, selection, **settings)
+    forget, _ = toys.split_pairs(selection)
+    return attrs.evolve(built, forget=toys.toy_table("forget", forget, "held-out", 2, selection))
+
+
+def peeks(self: Any, selection: Any, *, resolution: int, run: Run) -> Any:
+    self.evaluation(selection, split="held-out", seeds=[0], samples=0, resolution=resolution, run=run)
+    return T.build(self, selection, resolution=resolution, run=run)
+
+
+def overlaps(built: Any) -> Any:
+    return attrs.evolve(built, validation_forget=built.forget)
+
+
+def brighter(built: Any) -> Any:
+    load = built.forget.load
+    return attrs.evolve(built, forget=attrs.evolve(built.forget, load=lambda r, g: load(r, g) * 3))
+
+
+def unsteady_pictures(built: Any) -> Any:
+    shift, load = next(COUNTER) / 1e5, built.forget.load
+    return attrs.evolve(built, forget=attrs.evolve(built.forget, load=lambda r, g: load(r, g) * (1 - shift)))
+
+
+def swapped(built: Any) -> Any:
+    return attrs.evolve(built, retain=attrs.evolve(built.forget, side="retain", overwrites=None))
+
+
+def unwritten(built: Any) -> Any:
+    return attrs.evolve(built, forget=attrs.evolve(built.forget, overwrites=built.forget.captions))
+
+
+def relabelled(found: Any) -> Any:
+    items = tuple(EvaluationItem(i.prompt, i.seed, i.labels, not i.forget) for i in found.items)
+    return attrs.evolve(found, items=items)
+
+
+def reseeded(found: Any) -> Any:
+    return attrs.evolve(found, items=tuple(attrs.evolve(i, seed=5) for i in found.items))
+
+
+class HalfJudge(toys.ToyJudge):
+    def classify(self, images: Any) -> Any:
+        return {"colour": super().classify(images)["colour"]}
+
+
+@attrs.frozen
+class IdleDataConfig(toys.ToyDataConfig):
+    """Settings with one that nobody reads."""
+
+    idle: int = setting(1, help="nothing", ge=0)
+
+
+def with_settings_in_the_digest(self: Any, selection: Any) -> Any:
+    manifest = T.manifest(self, selection)
+    return attrs.evolve(manifest, digest=manifest.digest + repr(self.config))
+
+
+DATA: list[Broken] = [
+    Broken(name, make, words)
+    for name, make, words in [
+        (
+            "test_recognises_nothing_in_an_empty_folder",
+            data(recognises=classmethod(lambda cls, path: True)),
+            "is no data",
+        ),
+        ("test_concepts_are_understood", data(parse=selects(overwrite=None)), "no overwrite"),
+        ("test_concepts_are_understood", data(parse=selects(text="red")), "not those of the flags"),
+        ("test_an_unknown_concept_is_a_data_error", data(parse=anything), "DID NOT RAISE"),
+        ("test_metrics_are_named", data(metrics=()), "no default metrics"),
+        (
+            "test_manifest_tells_what_a_run_sees",
+            data(build=builds(lambda b: attrs.evolve(b, validation_retain=b.retain))),
+            "build gives",
+        ),
+        (
+            "test_manifest_tells_what_a_run_sees",
+            data(manifest=lambda self, s: attrs.evolve(T.manifest(self, s), digest="1")),
+            "same digest",
+        ),
+        (
+            "test_every_field_changes_something",
+            data(Config=IdleDataConfig, manifest=with_settings_in_the_digest),
+            "idle = 2 changes nothing",
+        ),
+        ("test_sides_are_what_they_say", data(build=builds(swapped)), "of retain shows"),
+        ("test_sides_are_what_they_say", data(build=builds(unwritten)), "overwrite caption is empty"),
+        ("test_pixels_are_pictures", data(build=builds(brighter)), "leave [-1, 1]"),
+        ("test_held_out_is_not_touched_by_build", data(build=leaks), "held-out pictures are in"),
+        ("test_held_out_is_not_touched_by_build", data(build=peeks), "asks for the held-out part"),
+        ("test_train_and_validation_are_disjoint", data(build=builds(overlaps)), "are in both"),
+        ("test_building_twice_gives_the_same", data(build=builds(unsteady_pictures)), "pictures differ"),
+        (
+            "test_evaluation_asks_with_the_seeds_of_the_split",
+            data(evaluation=evaluates(reseeded)),
+            "not those of the split",
+        ),
+        (
+            "test_evaluation_asks_with_the_seeds_of_the_split",
+            data(evaluation=evaluates(relabelled)),
+            "is marked forget",
+        ),
+        (
+            "test_evaluation_asks_with_the_seeds_of_the_split",
+            data(evaluation=evaluates(lambda e: attrs.evolve(e, concepts=()))),
+            "does not pass on",
+        ),
+        (
+            "test_samples_are_counted",
+            data(evaluation=evaluates(lambda e: attrs.evolve(e, samples=e.items[:3]))),
+            "got 3",
+        ),
+        (
+            "test_judge_names_every_axis",
+            data(evaluation=evaluates(lambda e: attrs.evolve(e, judge=HalfJudge()))),
+            "the judge names",
+        ),
+        (
+            "test_nothing_global_changes",
+            data(build=builds(lambda b: (torch.rand(1), b)[1])),
+            "torch random numbers",
+        ),
+        ("test_no_print", lambda: case(kit.DatasetTests, Prints, forget=("colour:red",)), "the class prints"),
+    ]
+]
+
+
+class Prints(toys.ToyData):
+    """Paint, and say so."""
+
+    def parse(self, forget: Any, overwrite: Any) -> Any:
+        print("hello")
+        return super().parse(forget, overwrite)
+
+
+PROOFS: list[tuple[type[Any], list[Broken], tuple[str, ...]]] = [
+    (kit.ModelTests, MODEL, ("test_inspect_reads_no_weights_into_torch",)),
+    (kit.DatasetTests, DATA, ("test_planning_imports_no_torch",)),
+]
+"""Kit, broken plugins, and the checks that a test of their own proves below."""
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """Broken plugins leave things behind; no other test may see them."""
+    grad = torch.is_grad_enabled()
+    with torch.random.fork_rng():
+        yield
+    torch.set_grad_enabled(grad)
+
+
+@pytest.mark.parametrize("broken", [entry for _, entries, _ in PROOFS for entry in entries], ids=str)
+def test_a_broken_plugin_turns_the_check_red(broken: Broken, tmp_path: Path) -> None:
+    said = red(broken.make(), broken.check, tmp_path)
+    assert said, "the check is green on a broken plugin"
+    assert broken.words in said, f"red for another reason: {said}"
+
+
+@pytest.mark.parametrize(("tests", "entries", "elsewhere"), PROOFS, ids=[tests.__name__ for tests, _, _ in PROOFS])
+def test_every_check_has_a_broken_plugin(tests: type[Any], entries: list[Broken], elsewhere: tuple[str, ...]) -> None:
+    shared = kit.PluginTests if tests is not kit.PluginTests else None
+    assert set(unproven(tests, entries, shared)) == set(elsewhere)
+
+
+def heavy(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """Return a toy whose module imports torch at its top."""
+    module = f"heavy_{base.lower()}"
+    source = f"import torch\nfrom vu_core.testing.toys import {base}\n\n\nclass Heavy({base}):\n    pass\n"
+    (folder / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    found: type[Any] = importlib.import_module(module).Heavy
+    return found
+
+
+def test_a_heavy_model_turns_the_check_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = case(kit.ModelTests, heavy("ToyModel", tmp_path, monkeypatch))
+    assert "inspect imports torch" in red(checked, "test_inspect_reads_no_weights_into_torch", tmp_path)
+
+
+def test_heavy_data_turn_the_check_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = case(kit.DatasetTests, heavy("ToyData", tmp_path, monkeypatch), forget=("colour:red",))
+    assert "parse or manifest import torch" in red(checked, "test_planning_imports_no_torch", tmp_path)

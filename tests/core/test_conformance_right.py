@@ -1,0 +1,91 @@
+"""The conformance kit on plugins that are right: the toys and what the core brings."""
+
+from __future__ import annotations
+
+from vu_core.adapters import Full, Lora, MaskedLora
+from vu_core.hard_mask import HardMask
+from vu_core.testing import (
+    AttributionTests,
+    DatasetTests,
+    ExporterTests,
+    MetricTests,
+    ModelTests,
+    ParametersTests,
+    RegularizerTests,
+    ToyAttribution,
+    ToyBrightness,
+    ToyData,
+    ToyDistillation,
+    ToyExporter,
+    ToyModel,
+    ToyPenalty,
+    ToyWeighting,
+    UnlearnerTests,
+    WeightingTests,
+)
+from vu_core.weightings import ForgetOnly, Simple
+
+
+class TestToyModel(ModelTests):
+    plugin = ToyModel
+
+
+class TestToyData(DatasetTests):
+    plugin = ToyData
+    forget = ("colour:red",)
+    other_forget = ("shape:dot",)
+
+
+class TestToyDistillation(UnlearnerTests):
+    plugin = ToyDistillation
+
+
+class TestToyBrightness(MetricTests):
+    plugin = ToyBrightness
+
+
+class TestToyWeighting(WeightingTests):
+    plugin = ToyWeighting
+
+
+class TestToyAttribution(AttributionTests):
+    plugin = ToyAttribution
+
+
+class TestToyPenalty(RegularizerTests):
+    plugin = ToyPenalty
+
+
+class TestToyExporter(ExporterTests):
+    plugin = ToyExporter
+    other_values = {"name": "other"}
+
+
+class TestSimple(WeightingTests):
+    plugin = Simple
+
+
+class TestForgetOnly(WeightingTests):
+    plugin = ForgetOnly
+
+
+class TestLora(ParametersTests):
+    plugin = Lora
+    other_values = {"targets": ("to_q",)}
+
+
+class TestMaskedLora(ParametersTests):
+    plugin = MaskedLora
+    honours_masks = True
+    other_values = {"targets": ("to_q",)}
+
+
+class TestFull(ParametersTests):
+    plugin = Full
+    honours_masks = True
+    exact_at_start = False
+    other_values = {"targets": ("to_q",)}
+
+
+class TestHardMask(RegularizerTests):
+    plugin = HardMask

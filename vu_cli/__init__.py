@@ -1,0 +1,1 @@
+"""The command line of `vu`: one command per file, `render` shows every noun."""

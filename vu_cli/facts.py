@@ -1,0 +1,117 @@
+"""What is said about a plan, a run and a plugin, as rows of (label, text)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vu_cli import numbers
+from vu_core import Plan, RunRecord
+from vu_core.config import Choice, RunConfig, plain
+
+if TYPE_CHECKING:
+    from vu_core.describe import Description
+
+Rows = list[tuple[str, str]]
+"""Rows without text are not shown."""
+
+
+def of_plan(plan: Plan) -> Rows:
+    """Return what a run will do and cost."""
+    concepts = [f"{c.text} -> {c.overwrite}" if c.overwrite else c.text for c in plan.selection.concepts]
+    counts = ", ".join(f"{number:,} {name}" for name, number in plan.manifest.counts.items())
+    size = [numbers.count(plan.model.parameters) + " parameters", f"{plan.model.resolution} px", plan.model.prediction]
+    model, data = (f"{part.name}={part.ref}" if part.ref else part.name for part in (plan.model, plan.manifest))
+    cost = plan.cost
+    return [
+        *choices(plan.config),
+        ("model", f"{model}: {', '.join(filter(None, size))}"),
+        ("data", f"{data}: {counts}"),
+        ("forget", ", ".join(concepts)),
+        ("time", f"about {numbers.duration(cost.seconds)}"),
+        ("memory", f"about {numbers.size(cost.memory)}"),
+        ("disk", f"about {numbers.size(cost.disk)}"),
+        ("images", f"{cost.images:,} to generate"),
+        ("downloads", numbers.size(cost.downloads) if cost.downloads else "none"),
+    ]
+
+
+def of_record(record: RunRecord) -> Rows:
+    """Return what a run was asked for and how long it took."""
+    overwrite = f" (overwritten by {', '.join(record.overwrite)})" if record.overwrite else ""
+    stages = ", ".join(f"{stage} {numbers.duration(seconds)}" for stage, seconds in record.seconds.items())
+    time = f"{numbers.duration(sum(record.seconds.values()))} ({stages})" if stages else ""
+    return [("forget", ", ".join(record.forget) + overwrite), ("time", time)]
+
+
+def of_description(description: Description) -> Rows:
+    """Return where a plugin comes from and what it needs."""
+    entry, source = description.entry, description.source
+    rows = [
+        ("aliases", ", ".join(entry.aliases)),
+        ("from", f"{entry.distribution} {entry.version}"),
+        ("state", entry.state + (f": {entry.cause}" if entry.cause else "")),
+    ]
+    if source is not None:
+        rows += [("paper", source.paper), ("address", source.url), ("provenance", source.provenance)]
+    return [*rows, ("needs", ", ".join(entry.needs)), ("axes", ", ".join(entry.axes))]
+
+
+def choices(config: RunConfig) -> Rows:
+    """Return (word, who and how) for the method and its axes, as the plan shows them."""
+    from vu_core.training import Training
+
+    training = getattr(config.unlearner.config, "training", None)
+    method = _who(config.unlearner)
+    if isinstance(training, Training):
+        length = f"{training.steps:,} steps" if training.steps is not None else f"{training.epochs} epochs"
+        method += (
+            f": {length}, batch {training.batch_size} + {training.batch_size}, lr {training.lr:g} {training.schedule}"
+        )
+    rows = [("method", method)]
+    axes = {"parameters": config.parameters, "weighting": config.weighting, "attribution": config.attribution}
+    rows += [(word, _with_settings(choice)) for word, choice in axes.items() if choice is not None]
+    rows += [("regularizer", _with_settings(choice)) for choice in config.regularizers]
+    return [*rows, ("seed", str(config.run.seed)), ("device", f"{config.run.device}, {config.run.precision}")]
+
+
+def _who(choice: Choice) -> str:
+    return f"{choice.name} ({choice.entry.distribution} {choice.entry.version})"
+
+
+def _with_settings(choice: Choice) -> str:
+    settings = ", ".join(f"{name} {_brief(value)}" for name, value in plain(choice.config).items() if value is not None)
+    return f"{choice.name}: {settings}" if settings else choice.name
+
+
+def _brief(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as a configuration file writes it; ``(none)`` for an absent one."""
+    from vu_core.toml_text import toml_value
+
+    return "(none)" if value is None else toml_value(value)
+
+
+_SKIPPED = {"Args:", "Returns:", "Yields:", "Raises:", "Example:", "Examples:", "Source:", "Attributes:"}
+"""Sections of a docstring for readers of the code; what they say of a plugin is shown in other ways."""
+
+
+def prose(docstring: str) -> str:
+    r"""Return what a docstring tells a user: its text and its deviations, one line per paragraph.
+
+    Example:
+        >>> prose("Do it.\n\nIn two\nlines.\n\nArgs:\n    x: y.\n\nDeviates:\n    Not at all.")
+        'Do it.\n\nIn two lines.\n\nDeviates: Not at all.'
+    """
+    kept: list[str] = []
+    skipping = False
+    for block in docstring.strip().split("\n\n"):
+        lines = block.splitlines()
+        inside = block.startswith(" ")
+        skipping = lines[0].strip() in _SKIPPED or (skipping and inside)
+        if not skipping:
+            text = " ".join(line.strip() for line in lines).replace("``", "`")
+            kept.append(f"  {text.removeprefix('.. math:: ')}" if text.startswith(".. math:: ") else text)
+    return "\n\n".join(kept)

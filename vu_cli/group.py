@@ -1,0 +1,137 @@
+"""The command ``vu``: knows its commands by name and imports the one that is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from vu_cli import session
+from vu_cli.options import json_option
+from vu_cli.session import Failed, Page
+from vu_cli.silence import silenced
+from vu_core import ConfigError, PluginError, did_you_mean
+from vu_core.registry import Entry
+
+COMMANDS = {
+    "unlearn": "Make a model forget, and measure what was forgotten and what was kept.",
+    "measure": "Measure a finished run again, with other settings.",
+    "generate": "Paint one prompt with the model before and after a run.",
+    "compare": "Show the scores and settings of several runs side by side.",
+    "list-plugins": "List models, data, methods and everything else that is installed.",
+    "describe": "Explain a plugin: what it does, where it comes from, its settings.",
+    "explain": "Explain an error code.",
+    "cache": "List or clear what is kept to save time.",
+}
+"""Commands of `vu` itself with their line of help; each lives in the module of its name."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used, plugins' commands among them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every name that can be used."""
+        return [*COMMANDS, *(entry.name for entry in self._plugin_commands(ctx) if entry.usable)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; ``None`` when there is none of this name."""
+        if cmd_name in COMMANDS:
+            name = cmd_name.replace("-", "_")
+            command: click.Command = getattr(importlib.import_module(f"vu_cli.{name}"), name)
+            return command
+        if any(cmd_name in entry.names for entry in self._plugin_commands(ctx)):
+            return _plugin_command(session.of(ctx).plugins.registry.get("command", cmd_name))
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for. Raises: ConfigError, PluginError with near misses and what to install."""
+        name = args[0]
+        command = self.get_command(ctx, name)
+        if command is None and not ctx.resilient_parsing:
+            if name.startswith("-"):
+                self.parse_args(ctx, args)
+            registry = session.of(ctx).plugins.registry
+            if name in registry.directory.get("command", {}):
+                registry.get("command", name)
+            raise ConfigError(
+                "VU-C121",
+                f"There is no command '{name}'.{did_you_mean(name, self.list_commands(ctx))}",
+                "Run `vu --help` for all commands.",
+            )
+        if name not in COMMANDS and not ctx.resilient_parsing:
+            ctx.with_resource(silenced(stdout=session.of(ctx).json))
+        return name, command, args[1:]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; hand what it raises to `vu_cli.main`, past click's own handling."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  carried to the one place where everything ends
+            return Failed(error)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the lists of commands without importing one."""
+        own = list(COMMANDS.items())
+        brought = [(entry.name, entry.summary) for entry in self._plugin_commands(ctx) if entry.usable]
+        for title, rows in (("Commands", own), ("Commands of plugins", brought)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Offer commands without importing one."""
+        from click.shell_completion import CompletionItem
+
+        offered = dict(COMMANDS) | {entry.name: entry.summary for entry in self._plugin_commands(ctx) if entry.usable}
+        found = [CompletionItem(name, help=text) for name, text in offered.items() if name.startswith(incomplete)]
+        return found or click.Command.shell_complete(self, ctx, incomplete)
+
+    def _plugin_commands(self, ctx: click.Context) -> tuple[Entry, ...]:
+        entries = session.of(ctx).plugins.registry.entries("command")
+        return tuple(entry for entry in entries if entry.name not in COMMANDS)
+
+
+def _plugin_command(entry: Entry) -> click.Command:
+    """Load a command of a plugin and give it what every command has."""
+    command = entry.load()
+    if not isinstance(command, click.Command):
+        raise PluginError(
+            "VU-P120",
+            f"The command '{entry.name}' is of type {type(command).__name__}, not a click command.",
+            f"Update or reinstall {entry.distribution}.",
+            where=f"distribution {entry.distribution} {entry.version}",
+        )
+    if all("--json" not in parameter.opts for parameter in command.params):
+        command.params.append(json_option())
+    return command
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from vu_core import __version__
+
+        click.echo(f"vu {__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: vu unlearn --method fade-sparse --forget style:neon",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+@click.pass_context
+def cli(context: click.Context) -> Page | None:
+    """Remove a concept, a class or an identity from a trained vision model, and prove it."""
+    if context.invoked_subcommand is not None:
+        return None
+    text = context.get_help()
+    return Page(text, {"help": text})

@@ -1,0 +1,88 @@
+"""Options that several commands share, and how flags become overrides of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from vu_cli import session
+from vu_core.config import FLAG_KEYS, Override, parse_set
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def _keep(field: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            setattr(session.of(context), field, True)
+
+    return callback
+
+
+def json_option() -> click.Option:
+    """Return the option ``--json``, which every command has, those of plugins included."""
+    return click.Option(
+        ["--json", "as_json"],
+        is_flag=True,
+        expose_value=False,
+        callback=_keep("json"),
+        help="Print one JSON document on standard output and nothing else there.",
+    )
+
+
+def shared(*, quiet: bool = False) -> Callable[[CommandT], CommandT]:
+    """Give a command ``--json``, and ``--quiet`` if it takes long."""
+
+    def add(command: CommandT) -> CommandT:
+        quiet_help = "Show results and errors only."
+        if quiet:
+            command = click.option(
+                "--quiet", "-q", is_flag=True, expose_value=False, callback=_keep("quiet"), help=quiet_help
+            )(command)
+        _params(command).append(json_option())
+        return command
+
+    return add
+
+
+def _params(command: Any) -> list[click.Parameter]:
+    """Return the parameters that click decorators have collected so far."""
+    if isinstance(command, click.Command):
+        return command.params
+    if not hasattr(command, "__click_params__"):
+        command.__click_params__ = []
+    collected: list[click.Parameter] = command.__click_params__
+    return collected
+
+
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any key of the configuration, such as unlearner.training.lr=1e-3. Repeatable.",
+)
+
+
+def overrides(flags: Mapping[str, Any], settings: tuple[str, ...]) -> tuple[Override, ...]:
+    """Return what the command line says about the configuration; flags win over ``--set``.
+
+    Args:
+        flags: values by the name of the flag without its dashes; ``None`` and ``()`` mean that it was not given.
+        settings: the texts after ``--set``.
+
+    Raises:
+        ConfigError: a text after ``--set`` is no ``key=value``.
+
+    Example:
+        >>> overrides({"seed": 7, "model": None}, ("measure.seeds=3",))[1]
+        Override(key='run.seed', value=7, origin='--seed')
+    """
+    given = [parse_set(text) for text in settings]
+    for flag, key in FLAG_KEYS.items():
+        value = flags.get(flag.removeprefix("--"))
+        if value is not None and value != ():
+            given.append(Override(key, value, flag))
+    return tuple(given)

@@ -1,0 +1,416 @@
+"""The only place that builds rich objects: every noun of `vu`, the plan, errors and the live block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table as Grid
+from rich.text import Text
+
+from vu_cli import document, facts, numbers
+from vu_cli.comparison import Comparison
+from vu_cli.progress import PlainWatcher, SilentWatcher, State, Watcher, sentence
+from vu_cli.session import Page, Session
+from vu_core import Event, Plan, RunRecord, Score, Scorecard, Table, VuError
+from vu_core.hookspecs import KINDS
+from vu_core.registry import Entry
+
+if TYPE_CHECKING:
+    from vu_core.describe import Description, Parameter
+
+WIDE, VERY_WIDE = 100, 160
+"""From this many columns on, lists put more side by side, and every field in a column of its own."""
+FILE_WIDTH = 120
+"""Width where nobody says: output into files and pipes."""
+UNLIMITED = 1_000_000
+"""Width that breaks no line."""
+
+_STATE_STYLE = {"ready": "green", "slow": "yellow", "blocked": "yellow", "conflict": "red", "broken": "red"}
+_ARROW = {"up": "higher is better", "down": "lower is better", "none": ""}
+
+
+def console(stream: TextIO, *, wrap_files: bool = True) -> Console:
+    """Return a console for ``stream`` that honours NO_COLOR and COLUMNS and changes no character of the text.
+
+    Args:
+        stream: where to print.
+        wrap_files: break lines also where nobody reads on a terminal.
+    """
+    width = None
+    if not stream.isatty():
+        width = UNLIMITED if not wrap_files else None if os.environ.get("COLUMNS") else FILE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _print(target: Console, what: RenderableType) -> None:
+    """Print without the blanks that fill up lines; a reader that went away is the caller's `BrokenPipeError`."""
+    with target.capture() as captured:
+        target.print(what, crop=False)
+    target.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    target.file.flush()
+
+
+def show(noun: Any, session: Session) -> int:
+    """Print what a command returned, as text or as one JSON document; return the exit status.
+
+    Args:
+        noun: `Table`, `Scorecard`, `RunRecord`, `Plan`, a list of them, a list of `Entry`, a description, or ``None``.
+        session: says how and where to print.
+    """
+    if session.json:
+        session.out.write(document.text(noun) + "\n")
+    elif noun is not None:
+        target = console(session.out)
+        lead = [Text()] if isinstance(noun, RunRecord) and target.is_terminal and not session.quiet else []
+        _print(target, Group(*lead, _renderable(noun, target.width)))
+    session.out.flush()
+    if session.objection is None:
+        return 0
+    show_error(session.objection, session)
+    return session.objection.exit_status
+
+
+def show_plan(plan: Plan, session: Session) -> None:
+    """Print the plan before a real run, unless only results are wanted."""
+    if not (session.json or session.quiet):
+        _print(console(session.out), Group(_plan(plan), Text()))
+
+
+def show_error(error: VuError, session: Session) -> None:
+    """Print what is wrong, where and what to do, on the stream for errors.
+
+    Lines are wrapped on terminals only, so that logs and searches find whole sentences.
+    """
+    first, *others = error.problem.splitlines() or [""]
+    headline = Text.assemble((f"Error {error.code}: ", "bold red"), first)
+    rows = [("where", error.where), ("what to do", error.remedy), ("details", f"vu explain {error.code}")]
+    lines = [Padding(Text(line), (0, 0, 0, 2)) for line in others]
+    _print(console(session.err, wrap_files=False), Group(headline, *lines, _facts(rows)))
+
+
+def show_line(text: str, session: Session, style: str = "") -> None:
+    """Print one line on the stream for progress and errors."""
+    console(session.err).print(Text(text, style), soft_wrap=True)
+
+
+def watcher(session: Session) -> Watcher:
+    """Return what shows the events of a run: live on a terminal, plain lines elsewhere, nothing when quiet."""
+    if session.quiet:
+        return SilentWatcher()
+    target = console(session.err)
+    if target.is_terminal and not target.is_dumb_terminal:
+        return LiveWatcher(target)
+    return PlainWatcher(lambda line: target.print(Text(line), soft_wrap=True))
+
+
+class LiveWatcher:
+    """A block at the bottom of the terminal; finished stages and notes scroll by above it."""
+
+    def __init__(self, target: Console, state: State | None = None) -> None:
+        self._console = target
+        self._state = state or State()
+        self._spinner = Spinner("line")
+        self._live = Live(
+            self, console=target, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Follow one event; the first one makes the block appear."""
+        if not self._live.is_started:
+            self._live.start()
+        if event.type == "stage" and event.values.get("state") == "end":
+            self._console.print(self._ended(event), no_wrap=True, overflow="ellipsis")
+        elif line := sentence(event):
+            self._console.print(Text(f"  {line}", "yellow" if event.type == "warning" else ""))
+        self._state.take(event)
+
+    def _ended(self, event: Event) -> Text:
+        seconds = event.values.get("seconds")
+        line = Text.assemble("  ", (f"{event.stage:<10}", "bold"))
+        line.append(f"{numbers.duration(seconds):>12}" if seconds is not None else "")
+        for task in self._state.worth_telling():
+            details = ", ".join(part for part in (f"{task.what} {task.total}", task.figures()) if part)
+            line.append(f"   {details}", "dim")
+        return line
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        state, task = self._state, self._state.task
+        if not state.stage and task is None:
+            return
+        grid = Grid.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=1)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        if task is None or not task.total:
+            elapsed = numbers.clock(state.clock() - state.began)
+            what = Text(task.what if task is not None else "", "dim")
+            grid.add_row(self._spinner, Text(state.stage, "bold"), what, Text(elapsed))
+            yield grid
+            return
+        bar = ProgressBar(total=task.total, completed=task.step, width=max(10, min(40, options.max_width - 60)))
+        name = Text.assemble((state.stage or task.stage, "bold"), f"  {task.what}")
+        grid.add_row(self._spinner, name, bar, Text(f"{task.step}/{task.total}"), Text(task.pace()))
+        yield grid
+        if task.values:
+            yield Text(f"   {task.figures()}", "dim", no_wrap=True, overflow="ellipsis")
+
+
+def _renderable(noun: Any, width: int) -> RenderableType:
+    if isinstance(noun, Page):
+        return Text(noun.text)
+    if isinstance(noun, Table):
+        return _table(noun)
+    if isinstance(noun, Scorecard):
+        return Group(_scorecard(noun), Text(), *_verdict(noun))
+    if isinstance(noun, RunRecord):
+        return _record(noun)
+    if isinstance(noun, Plan):
+        return _plan(noun)
+    if isinstance(noun, Comparison):
+        return _comparison(noun)
+    if isinstance(noun, Sequence) and not noun:
+        return Text("There is nothing to show.")
+    if isinstance(noun, Sequence) and all(isinstance(item, Entry) for item in noun):
+        return _entries(noun, width)
+    if isinstance(noun, Sequence) and not isinstance(noun, str):
+        return Group(*(_renderable(item, width) for item in noun))
+    from vu_core.describe import Description
+
+    if isinstance(noun, Description):
+        return _description(noun)
+    raise TypeError(f"no way to show a {type(noun).__name__}; a command returns the nouns of vu_core")
+
+
+def _grid(columns: Iterable[tuple[str, dict[str, Any]]], title: str = "") -> Grid:
+    grid = Grid(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
+    for name, options in columns:
+        grid.add_column(name, header_style="bold", **options)
+    return grid
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Grid:
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        if text:
+            grid.add_row(f"  {label}", text)
+    return grid
+
+
+def _table(table: Table) -> RenderableType:
+    columns: list[tuple[str, dict[str, Any]]] = []
+    for place, name in enumerate(table.columns):
+        numeric = bool(table.rows) and all(isinstance(row[place], int | float | None) for row in table.rows)
+        columns.append((name, {"justify": "right" if numeric else "left", "overflow": "fold"}))
+    grid = _grid(columns, table.title)
+    for row in table.rows:
+        grid.add_row(*(_cell(cell) for cell in row))
+    return Group(grid, *(Text(f"  {note}", "dim") for note in table.notes))
+
+
+def _cell(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _scorecard(card: Scorecard) -> RenderableType:
+    right: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    grid = _grid(
+        [
+            ("metric", {"overflow": "fold", "min_width": 18}),
+            ("before", right),
+            ("after", {**right, "style": "bold"}),
+            ("change", right),
+            ("unit", {"no_wrap": True}),
+            ("n", right),
+            ("95 % interval", {"justify": "right"}),
+        ],
+    )
+    for score in card.scores:
+        grid.add_row(
+            score.name,
+            numbers.value(score.before, score.unit),
+            numbers.value(score.after, score.unit),
+            Text(numbers.change(score), _change_style(score)),
+            numbers.unit(score),
+            f"{score.n:,}",
+            numbers.interval(score),
+        )
+    return Group(Padding(grid, (0, 0, 0, 2)), *_legend(card.scores))
+
+
+def _change_style(score: Score) -> str:
+    if score.change is None or score.direction == "none" or not score.change:
+        return ""
+    return "green" if (score.change > 0) == (score.direction == "up") else ""
+
+
+def _legend(scores: Sequence[Score]) -> list[RenderableType]:
+    rows = []
+    for score in scores:
+        text = "; ".join(part for part in (score.help, _ARROW[score.direction]) if part)
+        rows.append((score.name, text))
+    return [Text(), _facts(rows)] if any(text for _, text in rows) else []
+
+
+def _verdict(card: Scorecard) -> list[RenderableType]:
+    if card.status == "ok":
+        return [Text(f"  Measured on the {card.split} split; nothing alarming.")]
+    headline = {
+        "not_forgotten": "Warning: forgetting did not happen.",
+        "retain_collapsed": "Warning: the model lost what it should keep.",
+    }[card.status]
+    reasons = [Padding(Text(reason, "yellow"), (0, 0, 0, 4)) for reason in card.reasons]
+    return [Text(f"  Measured on the {card.split} split.", "dim"), Text(f"  {headline}", "bold yellow"), *reasons]
+
+
+def _record(record: RunRecord) -> RenderableType:
+    parts: list[RenderableType] = [
+        Text.assemble((f"Run {record.run_id}", "bold"), f"  {record.method} on {record.model}"),
+        _facts(facts.of_record(record)),
+    ]
+    if record.scorecard is not None:
+        parts += [Text(), _scorecard(record.scorecard)]
+    if record.files:
+        parts += [Text(), Text.assemble("  Written to ", (f"{record.folder}/", "bold")), _facts(record.files.items())]
+    parts += [_remarks("note", record.notes), _remarks("warning", record.warnings, "yellow")]
+    return Group(*parts, *([Text(), *_verdict(record.scorecard)] if record.scorecard is not None else []))
+
+
+def _remarks(label: str, sentences: Sequence[str], style: str = "") -> RenderableType:
+    """Return one line per sentence, set in under its label."""
+    grid = Grid.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, style=style or "dim")
+    grid.add_column(overflow="fold", style=style)
+    for text in sentences:
+        grid.add_row(f"  {label}:", text)
+    return grid if sentences else Group()
+
+
+def _plan(plan: Plan) -> RenderableType:
+    heading = Text(f"Plan {plan.run_id}", "bold")
+    return Group(heading, _facts(facts.of_plan(plan)), _remarks("note", plan.notes))
+
+
+def _entries(entries: Sequence[Entry], width: int) -> RenderableType:
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    rows = sorted(entries, key=lambda e: (order.get(e.kind, len(order)), e.name))
+    listing = _entries_in_columns(rows) if width >= VERY_WIDE else _entries_in_groups(rows, wide=width >= WIDE)
+    starred = [Text("  * is used when nothing is said", "dim")] if any(entry.default for entry in rows) else []
+    return Group(listing, *starred)
+
+
+def _entries_in_columns(rows: Sequence[Entry]) -> Grid:
+    """Lay out every field in a column of its own."""
+    fixed: dict[str, Any] = {"no_wrap": True}
+    names = [("kind", fixed), ("name", fixed), ("aliases", {"max_width": 30}), ("summary", {"ratio": 1})]
+    grid = _grid([*names, ("distribution", fixed), ("version", fixed), ("state", fixed)])
+    last = ""
+    for entry in rows:
+        kind, last = ("" if entry.kind == last else entry.kind), entry.kind
+        aliases = ", ".join(entry.aliases)
+        grid.add_row(kind, _name(entry), aliases, _summary(entry), entry.distribution, entry.version, _state(entry))
+    return grid
+
+
+def _entries_in_groups(rows: Sequence[Entry], *, wide: bool) -> Grid:
+    """Give each kind a heading, put aliases under the name and the version beside or under the distribution."""
+    grid = _grid(
+        [
+            ("name", {"overflow": "fold", "max_width": 38 if wide else 26}),
+            ("summary", {"ratio": 1, "overflow": "fold"}),
+            ("distribution", {"no_wrap": True}),
+            ("state", {"no_wrap": True}),
+        ]
+    )
+    last = ""
+    for entry in rows:
+        if entry.kind != last:
+            if last:
+                grid.add_row()
+            grid.add_row(Text(entry.kind, "bold cyan"))
+        last = entry.kind
+        name = _name(entry)
+        name.append("".join(f"\n  {alias}" for alias in entry.aliases), "dim")
+        by = f"{entry.distribution}{' ' if wide else chr(10)}{entry.version}"
+        grid.add_row(Padding(name, (0, 0, 0, 2)), _summary(entry), by, _state(entry))
+    return grid
+
+
+def _name(entry: Entry) -> Text:
+    return Text(f"{entry.name}{' *' if entry.default else ''}")
+
+
+def _summary(entry: Entry) -> Text:
+    text = Text(entry.summary)
+    if entry.cause:
+        text.append(("\n" if entry.summary else "") + entry.cause, _STATE_STYLE[entry.state])
+    return text
+
+
+def _state(entry: Entry) -> Text:
+    return Text(entry.state, _STATE_STYLE[entry.state])
+
+
+def _description(description: Description) -> RenderableType:
+    entry = description.entry
+    parts: list[RenderableType] = [
+        Text.assemble((entry.name, "bold"), f"  {entry.kind}"),
+        Padding(Text(facts.prose(description.text)), (0, 0, 1, 2)),
+        _facts(facts.of_description(description)),
+        _remarks("note", description.notes),
+    ]
+    for parameter in description.parameters:
+        parts += _parameter(parameter)
+    if description.toml.strip():
+        block = Text(description.toml.rstrip(), "dim", no_wrap=True, overflow="ignore")
+        parts += [Text("\nFor a configuration file:\n", "bold"), block]
+    return Group(*parts, Text())
+
+
+def _parameter(parameter: Parameter) -> list[RenderableType]:
+    value = "(required)" if parameter.required else facts.value_text(parameter.default)
+    limits = ", ".join(part for part in (parameter.type, parameter.range) if part)
+    head = Text.assemble("\n  ", (parameter.key, "bold"), f" = {value}", (f"  {limits}", "dim"))
+    remarks = [parameter.help, "changes time or memory only" if parameter.speed_only else "", parameter.origin]
+    return [head, Padding(Text("; ".join(part for part in remarks if part)), (0, 0, 0, 6))]
+
+
+def _comparison(comparison: Comparison) -> RenderableType:
+    runs = comparison.labels
+    options: dict[str, Any] = {"justify": "right", "overflow": "fold"}
+    grid = _grid([("metric", {}), ("unit", {}), *((label, options) for label in runs)])
+    for row in comparison.rows:
+        grid.add_row(row.name, row.unit_label, *row.cells)
+    parts: list[RenderableType] = [grid]
+    if comparison.differences:
+        parts.append(Text())
+        settings = _grid([("setting", {"overflow": "fold"}), *((label, {"overflow": "fold"}) for label in runs)])
+        for key, values in comparison.differences:
+            settings.add_row(key, *values)
+        parts.append(settings)
+    notes = [Text(), _remarks("note", comparison.notes, "yellow")] if comparison.notes else []
+    return Group(*parts, *notes)

@@ -1,0 +1,74 @@
+"""What one invocation of `vu` carries from command to command: streams, the way to print, plugins."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO
+
+import attrs
+
+from vu_cli.interrupt import Interruption
+from vu_core import VuError
+
+if TYPE_CHECKING:
+    import click
+
+    from vu_core.plugins import Plugins
+
+
+@attrs.define(slots=False)
+class Session:
+    """State of one invocation.
+
+    Args:
+        out: the stream for results; err: the stream for progress, notes and errors. Both are taken when the program
+            starts, so that output of libraries can be diverted without touching ours.
+        arguments: the command line after ``vu``.
+        json: print one JSON document on ``out`` and nothing else there.
+        quiet: print results and errors only.
+        interruption: knows the run folder that a resume could continue.
+        objection: what is wrong although there is a result to show; it is printed after the result and decides the
+            exit status.
+    """
+
+    out: TextIO = attrs.field(factory=lambda: sys.stdout)
+    err: TextIO = attrs.field(factory=lambda: sys.stderr)
+    arguments: tuple[str, ...] = ()
+    json: bool = False
+    quiet: bool = False
+    interruption: Interruption = attrs.field(factory=Interruption)
+    objection: VuError | None = None
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        """Everything that is installed, looked up once."""
+        from vu_cli.silence import silenced
+        from vu_core.plugins import discover
+
+        with silenced():
+            return discover()
+
+
+@attrs.frozen
+class Page:
+    """A text that a command shows as it is.
+
+    Args:
+        text: what a reader sees; facts: the same for ``--json``.
+    """
+
+    text: str
+    facts: dict[str, Any]
+
+
+@attrs.frozen
+class Failed:
+    """An exception on its way out of a command, past click, which would give some of them a meaning of its own."""
+
+    error: BaseException
+
+
+def of(context: click.Context) -> Session:
+    """Return the session of a click context; a new one where click runs on its own, as in completion."""
+    return context.ensure_object(Session)

@@ -1,0 +1,151 @@
+"""``vu unlearn``: one whole run, or its plan, or the rest of an interrupted one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from vu_cli import session as sessions
+from vu_cli.completion import names_of
+from vu_cli.options import overrides, set_option, shared
+from vu_cli.render import show_plan, watcher
+from vu_cli.sections import SectionedCommand
+from vu_cli.session import Session
+from vu_cli.silence import silenced
+from vu_core import ConfigError, Plan, RunRecord, UnlearnError
+
+SECTIONS = {
+    "What": ("method", "model", "data", "forget", "overwrite"),
+    "How": ("weighting", "parameters", "regularizer", "seed", "device", "config", "settings"),
+    "Run": ("out", "resume", "dry_run", "max_minutes", "max_gb", "strict"),
+    "Output": ("quiet", "as_json", "help"),
+}
+NOT_OK = "VU-U052"
+"""Code of the objection that ``--strict`` raises after the run is recorded."""
+_WITH_RESUME = {"resume", "strict"}
+
+EPILOG = """\b
+Examples:
+  vu unlearn --method fade-sparse --forget style:neon
+  vu unlearn --method fade --model ./my-pipeline --data ./my-images --overwrite "a dog"
+  vu unlearn -c run.toml --set unlearner.training.lr=1e-3 --dry-run
+"""
+
+
+@click.command(
+    cls=SectionedCommand, sections=SECTIONS, short_help="Make a model forget, and measure it.", epilog=EPILOG
+)
+@click.option("--method", metavar="NAME", shell_complete=names_of("unlearner"), help="The unlearning method.")
+@click.option(
+    "--model",
+    metavar="NAME|NAME=REF|PATH|ID",
+    shell_complete=names_of("model", paths=True),
+    help="The model: a registered name, a folder, or owner/name on the hub.",
+)
+@click.option(
+    "--data",
+    metavar="NAME|NAME=REF|PATH",
+    shell_complete=names_of("dataset", paths=True),
+    help="The data that shows what to forget and what to keep.",
+)
+@click.option("--forget", multiple=True, metavar="CONCEPT", help="What must go, such as style:neon. Repeatable.")
+@click.option("--overwrite", multiple=True, metavar="CONCEPT", help="What takes its place: one for all, or one each.")
+@click.option("--weighting", metavar="NAME", shell_complete=names_of("weighting"), help="How gradients are joined.")
+@click.option("--parameters", metavar="NAME", shell_complete=names_of("parameters"), help="What is trained.")
+@click.option(
+    "--regularizer",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=names_of("regularizer"),
+    help="A penalty or projection. Repeatable.",
+)
+@click.option("--seed", type=int, metavar="N", help="Root of all random numbers; drawn and recorded when absent.")
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.")
+@click.option("-c", "--config", metavar="FILE", help="A TOML file with any key; a run.toml repeats its run.")
+@set_option
+@click.option("--out", metavar="DIR", help="The run folder itself; runs/<id> when absent.")
+@click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue an interrupted run.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost; read no weights, write nothing.")
+@click.option(
+    "--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Refuse a plan that takes longer."
+)
+@click.option(
+    "--max-gb", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Refuse a plan that needs more memory."
+)
+@click.option("--strict", is_flag=True, help="Exit with 6 when forgetting did not happen or the rest was damaged.")
+@shared(quiet=True)
+@click.pass_context
+def unlearn(context: click.Context, /, **flags: Any) -> RunRecord | Plan:
+    """Make a model forget a concept, and measure what was forgotten and what was kept.
+
+    Everything that is not said comes from the method, from the recipe for this model, or from what is installed by
+    default. The run folder holds the edit, the scores, pictures, a report and a run.toml that repeats the run.
+    """
+    session = sessions.of(context)
+    if flags["resume"] is not None:
+        _refuse_with_resume(context)
+        return _resume(flags["resume"], session, strict=flags["strict"])
+    return _execute(flags, session)
+
+
+def _execute(flags: Mapping[str, Any], session: Session) -> RunRecord | Plan:
+    from vu_core import pipeline
+    from vu_core.stages.read import read
+
+    config = Path(flags["config"]) if flags["config"] is not None else None
+    raw = read(config, overrides(flags, flags["settings"]))
+    budget = {"max_minutes": flags["max_minutes"], "max_gb": flags["max_gb"]}
+    with silenced():
+        if flags["dry_run"]:
+            return pipeline.dry_run(raw, plugins=session.plugins, **budget)
+        return _watched(session, pipeline.execute, raw, strict=flags["strict"], **budget)
+
+
+def _resume(folder: Path, session: Session, *, strict: bool) -> RunRecord:
+    from vu_core import pipeline
+
+    session.interruption.folder = folder
+    with silenced():
+        return _watched(session, pipeline.resume, folder, strict=strict)
+
+
+def _watched(session: Session, work: Callable[..., RunRecord], *arguments: Any, **settings: Any) -> RunRecord:
+    """Run ``work`` with progress; print its plan, remember its folder, and keep its record if ``--strict`` objects."""
+    from vu_core import pipeline
+
+    def on_plan(plan: Plan, folder: Path) -> None:
+        session.interruption.folder = folder
+        show_plan(plan, session)
+
+    with watcher(session) as watch:
+        try:
+            record = work(*arguments, plugins=session.plugins, on_event=watch, on_plan=on_plan, **settings)
+        except UnlearnError as objection:
+            if not settings["strict"] or objection.code != NOT_OK:
+                raise
+            session.objection = objection
+            record = pipeline.read_record(Path(objection.where))
+    plan_was_shown = not (session.json or session.quiet)
+    return attrs.evolve(record, notes=()) if plan_was_shown else record
+
+
+def _refuse_with_resume(context: click.Context) -> None:
+    """Raise a ConfigError if anything is set beside ``--resume``: an interrupted run goes on as it began."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in context.params
+        and parameter.name not in _WITH_RESUME
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(
+            "VU-C123",
+            f"--resume continues a run as it began, so {', '.join(given)} cannot be given with it.",
+            "Leave it out, or start a new run with -c RUN/run.toml and the change.",
+            where="--resume",
+        )

@@ -1,0 +1,100 @@
+"""Norms and inner products of lists of tensors, without joining them into one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all numbers of all tensors, as a scalar on their device.
+
+    ``||x|| = sqrt(sum_i ||x_i||^2)``, added up in float64 over the tensors. No copy to the host.
+
+    Args:
+        tensors: any shapes, one device; half precision is read as float32.
+
+    Returns:
+        Float64 scalar (float32 where the device has no float64); 0 for an empty list.
+
+    Example:
+        >>> global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])]).item()
+        5.0
+    """
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:
+        return torch.zeros(())
+    norms = torch._foreach_norm([tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in filled])
+    stacked = torch.stack(norms)
+    norm: Tensor = torch.linalg.vector_norm(stacked if stacked.device.type == "mps" else stacked.double())
+    return norm
+
+
+def clip_to_norm(tensors: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale the tensors in place so that their global norm is at most ``max_norm``.
+
+    ``x <- x * min(1, max_norm / ||x||)``.
+
+    Args:
+        tensors: changed in place, all by the same factor.
+        max_norm: bound, > 0; 0 leaves them alone.
+
+    Returns:
+        The norm before clipping, a scalar on the device (no copy to the host).
+
+    Example:
+        >>> g = [torch.tensor([30.0, 40.0])]
+        >>> clip_to_norm(g, 5.0).item(), g[0].tolist()
+        (50.0, [3.0, 4.0])
+    """
+    norm = global_norm(tensors)
+    if max_norm > 0 and tensors:
+        # A norm of 0 gives inf, clamped to 1. A norm that is not finite spreads, so that the caller's check sees it.
+        factor = (max_norm / norm).clamp(max=1.0)
+        torch._foreach_mul_(list(tensors), factor.to(tensors[0].dtype))
+    return norm
+
+
+def gram(retain: Sequence[Tensor | None], forget: Sequence[Tensor | None]) -> Tensor:
+    """Return the inner products of two gradients in the order (retain, forget).
+
+    ``K = [[<r, r>, <r, f>], [<r, f>, <f, f>]]``, every product per tensor in float64, then added up. Never builds one
+    long vector, never copies to the host.
+
+    Args:
+        retain: gradient per trainable tensor; ``None`` counts as zeros.
+        forget: the same, in the same order.
+
+    Returns:
+        Float64 ``(2, 2)`` on the device of the gradients (on the CPU where the device has no float64).
+
+    Example:
+        >>> gram([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])]).tolist()
+        [[25.0, 8.0], [8.0, 4.0]]
+
+    Source:
+        The contract of gradient weightings: MUNBa, Nash-MTL, PCGrad and CAGrad depend on these three numbers only.
+    """
+    rows = []
+    for r, f in zip(retain, forget, strict=True):
+        r64, f64 = _flat64(r), _flat64(f)
+        rr = None if r64 is None else torch.dot(r64, r64)
+        ff = None if f64 is None else torch.dot(f64, f64)
+        rf = None if r64 is None or f64 is None else torch.dot(r64, f64)
+        known = next((value for value in (rr, ff) if value is not None), None)
+        if known is not None:
+            zero = torch.zeros_like(known)
+            rows.append(torch.stack([zero if value is None else value for value in (rr, rf, ff)]))
+    if not rows:
+        return torch.zeros(2, 2, dtype=torch.float64)
+    total = torch.stack(rows).sum(0)  # (3,)
+    return total[[0, 1, 1, 2]].reshape(2, 2)
+
+
+def _flat64(gradient: Tensor | None) -> Tensor | None:
+    if gradient is None:
+        return None
+    where = "cpu" if gradient.device.type == "mps" else gradient.device
+    return gradient.detach().to(where).flatten().double()

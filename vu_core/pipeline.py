@@ -1,0 +1,404 @@
+"""One run: eight stages in a row, in a folder from which each of them can go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vu_core import run_folder
+from vu_core.config import Override, RawConfig, to_toml
+from vu_core.errors import ConfigError, MeasureError, RecordError, UnlearnError, VuError
+from vu_core.event import Event
+from vu_core.log_events import logs_as_events
+from vu_core.plan import Plan
+from vu_core.record import RunRecord
+from vu_core.score import Scorecard
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vu_core.edit import Edit
+    from vu_core.plugins import Plugins
+    from vu_core.stages.bench import Bench
+
+OnEvent = Callable[[Event], None]
+OnPlan = Callable[[Plan, Path], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a run; `folder` can be resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted; {folder} can be resumed")
+        self.folder = folder
+
+
+def dry_run(raw: RawConfig, *, plugins: Plugins, max_minutes: float | None = None, max_gb: float | None = None) -> Plan:
+    """Understand a configuration and tell what it would do and cost: the first three stages; no weight is read.
+
+    Args:
+        raw: what `vu_core.stages.read.read` returned.
+        plugins: who takes part.
+        max_minutes: refuse a plan that would take longer.
+        max_gb: refuse a plan that would need more memory, in GB.
+
+    Raises:
+        VuError: everything that is wrong with the configuration, the data or the model files.
+    """
+    from vu_core.stages.plan import plan
+    from vu_core.stages.structure import structure
+
+    return plan(structure(raw, plugins), plugins, max_minutes=max_minutes, max_gb=max_gb)
+
+
+def execute(
+    raw: RawConfig,
+    *,
+    plugins: Plugins,
+    on_event: OnEvent | None = None,
+    on_plan: OnPlan | None = None,
+    max_minutes: float | None = None,
+    max_gb: float | None = None,
+    strict: bool = False,
+) -> RunRecord:
+    """Unlearn, measure and record: one whole run.
+
+    Args:
+        raw: what `vu_core.stages.read.read` returned.
+        plugins: who takes part.
+        on_event: sees every event.
+        on_plan: sees the plan and the reserved run folder before anything heavy starts.
+        max_minutes: refuse a plan that would take longer.
+        max_gb: refuse a plan that would need more memory, in GB.
+        strict: a status that is not ``ok`` is an error, raised after everything is recorded.
+
+    Returns:
+        What lies in the run folder.
+
+    Raises:
+        Interrupted: Ctrl-C; the folder can be resumed.
+        UnlearnError: ``strict``, and the status is not ``ok`` (``VU-U052``).
+        VuError: from the stages. A run that fails before anything worth resuming exists leaves no folder behind.
+    """
+    plan = dry_run(raw, plugins=plugins, max_minutes=max_minutes, max_gb=max_gb)
+    out = plan.config.run.out
+    of_the_user = out is not None and Path(out).exists()
+    folder = run_folder.reserve(out, plan.run_id)
+    with run_folder.lock(folder), _careful(folder, keep_folder=of_the_user):
+        from vu_core.atomic import write_text
+
+        with run_folder.writing(folder / run_folder.RUN):
+            write_text(folder / run_folder.RUN, to_toml(plan.config))
+        return _work(plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=False)
+
+
+def resume(
+    folder: Path,
+    *,
+    plugins: Plugins,
+    on_event: OnEvent | None = None,
+    on_plan: OnPlan | None = None,
+    strict: bool = False,
+) -> RunRecord:
+    """Continue an incomplete run where it stopped; on the CPU the edit is bitwise that of an uninterrupted run.
+
+    Args:
+        folder: the run folder.
+        plugins: who takes part.
+        on_event: sees every event.
+        on_plan: sees the plan, made anew, and the folder.
+        strict: as for `execute`.
+
+    Raises:
+        RecordError: there is no run (``VU-R052``), it is complete (``VU-R054``) or in use (``VU-R051``), or the model,
+            the data or the versions are no longer those it began with (``VU-R053``).
+    """
+    _check_resumable(folder)
+    with run_folder.lock(folder):
+        run_folder.remove_leftovers(folder)
+        plan = dry_run(_read(folder), plugins=plugins)
+        _check_unchanged(plan, folder)
+        return _work(plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=True)
+
+
+def measure_run(
+    folder: Path, *, plugins: Plugins, overrides: Sequence[Override] = (), on_event: OnEvent | None = None
+) -> Scorecard:
+    """Measure a run that has an edit once more, with other settings of ``[measure]`` and ``[metric.NAME]``.
+
+    The scores go into ``scores-<split>-<seeds>.json`` beside ``scores.json``, or ``scores-<split>-<seeds>.2.json`` when
+    there is one already; nothing is overwritten.
+
+    Args:
+        folder: the run folder.
+        plugins: who takes part.
+        overrides: values of ``measure.*`` and ``metric.*`` keys.
+        on_event: sees every event.
+
+    Raises:
+        ConfigError: an override names another key (``VU-C050``). RecordError: there is no run or no edit (``VU-R052``).
+    """
+    from vu_core.stages.measure import measure
+    from vu_core.stages.record import write_further_scores
+
+    for override in overrides:
+        if override.key.partition(".")[0] not in ("measure", "metric"):
+            raise ConfigError(
+                "VU-C050",
+                f"{override.key!r} cannot be changed after the run.",
+                "Set keys of the tables [measure] and [metric.NAME], or start another run with `vu unlearn`.",
+                where=override.origin,
+            )
+    with _opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
+        with _stage(emit, "measure"):
+            measured = measure(bench, edit)
+        write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
+        return measured.scorecard
+
+
+def generate(
+    folder: Path, prompt: str, seed: int, *, plugins: Plugins, on_event: OnEvent | None = None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Make one picture with the untouched and one with the edited model of a run, from the same noise.
+
+    Returns:
+        uint8 arrays ``(H, W, 3)``: before, after.
+
+    Raises:
+        MeasureError: the model makes no pictures (``VU-S051``). RecordError: there is no run or no edit (``VU-R052``).
+    """
+    from vu_core.contracts import TextToImage
+    from vu_core.stages.apply import apply
+    from vu_core.stages.measure import generation
+
+    with _opened(folder, plugins, (), on_event) as (bench, edit, emit):
+        model = bench.model
+        if not isinstance(model, TextToImage):
+            raise MeasureError(
+                "VU-S051",
+                f"The model {model.facts.name!r} makes no pictures from prompts.",
+                "Use `vu measure` for this run.",
+                where=f"model {model.facts.name!r}",
+            )
+        sampling = generation(bench)
+        settings: dict[str, Any] = {"steps": int(sampling["steps"]), "guidance": float(sampling["guidance"])}
+        with _stage(emit, "generate"):
+            before = model.generate([prompt], [seed], **settings)[0]
+            with apply(model, edit):
+                after = model.generate([prompt], [seed], **settings)[0]
+        return before, after
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Return what lies in a run folder; needs neither plugins nor torch. Raises: RecordError."""
+    from vu_core.stages.record import read_record as read
+
+    return read(folder)
+
+
+def _read(folder: Path, overrides: Sequence[Override] = ()) -> RawConfig:
+    from vu_core.stages.read import read
+
+    return read(folder / run_folder.RUN, overrides)
+
+
+def _work(
+    plan: Plan,
+    plugins: Plugins,
+    folder: Path,
+    *,
+    on_event: OnEvent | None,
+    on_plan: OnPlan | None,
+    strict: bool,
+    resuming: bool,
+) -> RunRecord:
+    """Do the heavy stages in ``folder``, skipping what a resumed run has done already."""
+    from vu_core.stages.load import cpu_threads
+
+    log = run_folder.EventLog(folder / run_folder.EVENTS)
+    emit = _emitter(plugins, log, on_event)
+    try:
+        if on_plan is not None:
+            on_plan(plan, folder)
+        with logs_as_events(_emitter(None, log, on_event)), cpu_threads(plan.config.run.threads):
+            record = _stages(plan, plugins, folder, emit, resuming=resuming)
+    except KeyboardInterrupt as stop:
+        log.append(Event("interrupted", "run"))
+        raise Interrupted(folder) from stop
+    except VuError as error:
+        log.append(Event("error", "run", error.as_dict()))
+        raise
+    except Exception as error:
+        log.append(Event("error", "run", {"problem": f"{type(error).__name__}: {error}"}))
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which may be many things on many devices
+            raise _out_of_memory(plan) from error
+        raise
+    _check_status(record, strict)
+    return record
+
+
+def _out_of_memory(plan: Plan) -> UnlearnError:
+    return UnlearnError(
+        "VU-U053",
+        f"The device {plan.config.run.device!r} ran out of memory.",
+        "Use a smaller unlearner.training.batch_size with more accumulation, or --set run.precision=bf16.",
+        where="run.device",
+    )
+
+
+def _stages(plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resuming: bool) -> RunRecord:
+    from vu_core.adapters import load_edit, save_edit
+    from vu_core.cache import dispensable
+    from vu_core.cost import remember_speed
+    from vu_core.stages.load import load
+    from vu_core.stages.measure import measure
+    from vu_core.stages.record import begin, record
+    from vu_core.stages.unlearn import unlearn
+
+    edit_file = folder / run_folder.EDIT
+    if resuming:
+        emit(Event("resume", "run", {"from": "measure" if edit_file.exists() else "unlearn"}))
+    else:
+        for note in plan.notes:
+            emit(Event("note", "plan", {"text": note}))
+    with _stage(emit, "load"):
+        bench = load(plan, plugins, folder, emit, resuming=resuming, with_data=not edit_file.exists())
+        begin(bench, resuming=resuming)
+    if not edit_file.exists():
+        started = time.monotonic()
+        with _stage(emit, "unlearn"):
+            edit = unlearn(bench)
+            with run_folder.writing(edit_file):
+                save_edit(edit, edit_file)
+        served = getattr(bench.run.attribution, "served", ())
+        if not resuming and not served:  # else only a part of the work was done
+            with dispensable(bench.run.emit):
+                remember_speed(plan, time.monotonic() - started)
+    # What is measured is what lies on the disk.
+    edit = load_edit(edit_file)
+    with _stage(emit, "measure"):
+        measured = measure(bench, edit)
+    with _stage(emit, "record"):
+        record(bench, measured)
+    run_folder.remove_checkpoints(folder)
+    return read_record(folder)
+
+
+@contextmanager
+def _opened(
+    folder: Path, plugins: Plugins, overrides: Sequence[Override], on_event: OnEvent | None
+) -> Iterator[tuple[Bench, Edit, OnEvent]]:
+    """Load model and edit of a run; its events are shown but not added to the finished record."""
+    from vu_core.adapters import load_edit
+    from vu_core.stages.load import cpu_threads, load
+
+    _check_run(folder)
+    if not (folder / run_folder.EDIT).exists():
+        raise RecordError(
+            "VU-R052",
+            f"The run {str(folder)!r} has no edit yet.",
+            f"Finish it first: `vu unlearn --resume {folder}`.",
+            where=str(folder),
+        )
+    plan = dry_run(_read(folder, overrides), plugins=plugins)
+    emit = _emitter(plugins, None, on_event)
+    if _data_changed(plan, run_folder.read_json(folder / run_folder.ENVIRONMENT)):
+        text = f"The data {plan.manifest.name!r} has changed since the run: what it holds out may have been trained on."
+        emit(Event("warning", "load", {"text": text}))
+    with logs_as_events(_emitter(None, None, on_event)), cpu_threads(plan.config.run.threads):
+        with _stage(emit, "load"):
+            bench = load(plan, plugins, folder, emit, with_data=False)
+        yield bench, load_edit(folder / run_folder.EDIT), emit
+
+
+def _emitter(plugins: Plugins | None, log: run_folder.EventLog | None, on_event: OnEvent | None) -> OnEvent:
+    """Return who spreads an event: to the file, to listening plugins, to the caller.
+
+    Log records go without plugins, because a listener that fails is logged itself.
+    """
+
+    def emit(event: Event) -> None:
+        if log is not None and event.durable:
+            log.append(event)
+        if plugins is not None:
+            plugins.tell(event)
+        if on_event is not None:
+            on_event(event)
+
+    return emit
+
+
+@contextmanager
+def _stage(emit: OnEvent, name: str) -> Iterator[None]:
+    emit(Event("stage", name, {"state": "begin"}))
+    started = time.monotonic()
+    yield
+    emit(Event("stage", name, {"state": "end", "seconds": round(time.monotonic() - started, 3)}))
+
+
+@contextmanager
+def _careful(folder: Path, *, keep_folder: bool) -> Iterator[None]:
+    """Take back the folder of a run that failed before there was anything to go on from; empty it when it was there."""
+    try:
+        yield
+    except VuError:
+        run_folder.remove_if_nothing_was_won(folder, keep_folder=keep_folder)
+        raise
+
+
+def _check_run(folder: Path) -> None:
+    if run_folder.state_of(folder) in ("absent", "empty", "foreign"):
+        raise run_folder.no_run(folder)
+
+
+def _check_resumable(folder: Path) -> None:
+    _check_run(folder)
+    if run_folder.state_of(folder) == "complete":
+        raise RecordError(
+            "VU-R054",
+            f"The run {str(folder)!r} is complete; there is nothing to resume.",
+            f"Repeat it with `vu unlearn -c {folder / run_folder.RUN}`, or measure again: `vu measure {folder}`.",
+            where=str(folder),
+        )
+
+
+def _check_unchanged(plan: Plan, folder: Path) -> None:
+    """Object when configuration, data or versions are not those of the beginning; the model is compared when loaded."""
+    from vu_core.stages.load import configuration_hash
+
+    path = folder / run_folder.ENVIRONMENT
+    if not path.exists():  # killed while it loaded: nothing was done yet that could disagree
+        return
+    then = run_folder.read_json(path)
+    changed = []
+    if then.get("configuration") != configuration_hash(plan.config):
+        changed.append(f"the configuration in {run_folder.RUN}")
+    if _data_changed(plan, then):
+        changed.append(f"the data {plan.manifest.name!r}")
+    versions = then.get("versions", {})
+    for name in sorted({*versions, *plan.versions}):
+        was, now = versions.get(name, "absent"), plan.versions.get(name, "absent")
+        if was != now:
+            changed.append(f"{name} (was {was}, is {now})")
+    if changed:
+        raise run_folder.changed_since(folder, changed)
+
+
+def _data_changed(plan: Plan, environment: Mapping[str, Any]) -> bool:
+    return bool(environment.get("data", {}).get("digest") != plan.manifest.digest)
+
+
+def _check_status(record: RunRecord, strict: bool) -> None:
+    card = record.scorecard
+    if not strict or card is None or card.status == "ok":
+        return
+    problem = {"not_forgotten": "Forgetting did not happen", "retain_collapsed": "What should stay was damaged"}
+    raise UnlearnError(
+        "VU-U052",
+        f"{problem[card.status]}: {' '.join(card.reasons)}",
+        f"The run is recorded: look at {record.folder / run_folder.REPORT}. Train longer or with other weights.",
+        where=str(record.folder),
+    )

@@ -1,0 +1,286 @@
+"""``report.html`` and the model card: what was done to a model and what the numbers say."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from pathlib import PurePath
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from vu_core.config import as_dict
+from vu_core.record import RunRecord
+from vu_core.score import Score, Scorecard
+
+if TYPE_CHECKING:
+    from vu_core.stages.bench import Bench
+
+Picture = tuple[str, bytes, bytes]
+"""Caption, PNG before, PNG after."""
+
+CAUTION = {
+    "validation": "These seeds were free to be used for choosing settings: the numbers are optimistic.",
+    "held-out": "vu lets no method see these seeds.",
+}
+
+
+def report_html(record: RunRecord, bench: Bench, pictures: Sequence[Picture]) -> str:
+    """Return the report: claim, scores with intervals, pictures, sections of plugins, configuration with origins.
+
+    It is one file without scripts, fonts or links to anywhere; pictures are data URIs.
+    """
+    card = record.scorecard
+    return _template("report.html").substitute(
+        title=escape(title(record)),
+        claim=escape(claim(record)),
+        status=_status_html(card),
+        scores=_score_table(card.scores) if card is not None else "<p>Nothing was measured.</p>",
+        pictures=_grid(pictures),
+        sections="\n".join(
+            f"<h2>{escape(section.title)}</h2>\n{section.html}" for section in bench.run.report.sections
+        ),
+        facts=_rows(_facts(record, bench)),
+        configuration=_configuration(bench),
+    )
+
+
+def model_card(record: RunRecord, bench: Bench) -> str:
+    """Return ``README.md`` of a run folder: a model card with the scores and what they do not show."""
+    card = record.scorecard
+    scores = card.scores if card is not None else ()
+    split = card.split if card is not None else "validation"
+    base = bench.plan.model
+    licence = f"The licence of the base model ({base.licence}) applies to the edited model too." if base.licence else ""
+    rows = [" | ".join(["", *_cells(score), ""]).strip() for score in scores]
+    files = {**record.files, "README.md": "this card"}
+    return _template("card.md").substitute(
+        front=f"base_model: {json.dumps(short_name(record.model))}"
+        + (f"\nlicense: {json.dumps(base.licence)}" if base.licence else ""),
+        title=title(record),
+        claim=claim(record),
+        status=" ".join(_status(card)[1]),
+        scores="\n".join(rows),
+        split=split,
+        caution=CAUTION[split],
+        files="\n".join(f"- `{name}`: {what}" for name, what in files.items()),
+        base=bench.model.facts.base_hash[:12],
+        changed=_changed(record.edit_facts),
+        licence=licence,
+    )
+
+
+def title(record: RunRecord) -> str:
+    """Return such as ``canvas-diffusion without style:neon``."""
+    return f"{short_name(record.model)} without {_listed(record.forget)}"
+
+
+def short_name(model: str) -> str:
+    """Return what a reader calls a model: its plugin's name, hub id, or the last part of its path.
+
+    Example:
+        >>> short_name("canvas-diffusion"), short_name("diffusers=owner/name"), short_name("diffusers=/models/mine")
+        ('canvas-diffusion', 'owner/name', 'mine')
+    """
+    name, _, ref = model.partition("=")
+    hub_id = ref.count("/") == 1 and not ref.startswith((".", "/", "~"))
+    return ref if hub_id else PurePath(ref).name or name
+
+
+def claim(record: RunRecord) -> str:
+    """Return one sentence that says what was done and what the first telling score says about it.
+
+    That is the first one that should rise, such as ``ua``; else the first one with a direction; else the first.
+    """
+    place = f" and show {_listed(record.overwrite)} in its place" if record.overwrite else ""
+    sentence = (
+        f"The method {record.method} was to make {short_name(record.model)} forget {_listed(record.forget)}{place}"
+    )
+    scores = record.scorecard.scores if record.scorecard is not None else ()
+    if not scores:
+        return sentence + "."
+    telling = [score for score in scores if score.direction == "up"]
+    telling += [score for score in scores if score.direction == "down"]
+    first = (telling or list(scores))[0]
+    was = f"went from {value_text(first.before, first.unit)} to" if first.before is not None else "is"
+    return f"{sentence}: {first.name} {was} {value_text(first.after, first.unit)} (n = {first.n})."
+
+
+def value_text(value: float | None, unit: str) -> str:
+    """Return a number as the reader expects it: fractions as %, bytes with a prefix.
+
+    Example:
+        >>> value_text(0.975, "fraction"), value_text(2048, "bytes"), value_text(None, "mse")
+        ('97.5 %', '2.0 KiB', '')
+    """
+    if value is None:
+        return ""
+    if unit == "fraction":
+        return f"{100 * value:.1f} %"
+    if unit == "bytes":
+        return bytes_text(value)
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes with a binary prefix."""
+    for prefix in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or prefix == "GiB":
+            return f"{count:.0f} B" if prefix == "B" else f"{count:.1f} {prefix}"
+        count /= 1024
+    return ""
+
+
+def _listed(words: Iterable[str]) -> str:
+    found = list(words)
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found) or "nothing"
+
+
+def _changed(facts: Mapping[str, Any]) -> str:
+    tensors, numbers = facts.get("changed_tensors"), facts.get("changed_numbers")
+    if tensors is None or numbers is None:
+        return "the model"
+    return f"{_counted(numbers, 'number')} in {_counted(tensors, 'tensor')}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def _template(name: str) -> Template:
+    return Template(resources.files("vu_core").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def _status(card: Scorecard | None) -> tuple[bool, tuple[str, ...]]:
+    if card is None:
+        return False, ("Nothing was measured.",)
+    if card.status == "ok":
+        return True, ("No metric raised a doubt about what was forgotten or what was kept.",)
+    word = {"not_forgotten": "Forgetting did not happen.", "retain_collapsed": "What should stay was damaged."}
+    return False, (word[card.status], *card.reasons)
+
+
+def _status_html(card: Scorecard | None) -> str:
+    fine, sentences = _status(card)
+    return f'<p class="{"ok" if fine else "doubt"}">{escape(" ".join(sentences))}</p>'
+
+
+def _cells(score: Score) -> list[str]:
+    """Return name, before, after, change, n and interval of a score as text."""
+    interval = ""
+    if score.ci_low is not None and score.ci_high is not None:
+        interval = f"{value_text(score.ci_low, score.unit)} to {value_text(score.ci_high, score.unit)}"
+    return [
+        score.name,
+        value_text(score.before, score.unit),
+        value_text(score.after, score.unit),
+        _change_text(score),
+        str(score.n),
+        interval,
+    ]
+
+
+def _change_text(score: Score) -> str:
+    change = score.change
+    if change is None:
+        return ""
+    if score.unit == "fraction":
+        return f"{100 * change:+.1f} points"
+    return ("+" if change > 0 else "-" if change < 0 else "") + value_text(abs(change), score.unit)
+
+
+HEADS = ("metric", "before", "after", "change", "n", "95 % interval", "")
+
+
+def _score_table(scores: Sequence[Score]) -> str:
+    numeric = (False, True, True, True, True, False, False)
+    head = "".join(f"<th{_class(is_number)}>{name}</th>" for name, is_number in zip(HEADS, numeric, strict=True))
+    rows = []
+    for score in scores:
+        seeds = f"; seeds {_range(score.seeds)}" if score.seeds else ""
+        cells = [*map(escape, _cells(score)), f'<span class="quiet">{escape(score.help + seeds)}</span>']
+        rows.append("".join(f"<td{_class(number)}>{cell}</td>" for cell, number in zip(cells, numeric, strict=True)))
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _class(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""
+
+
+def _range(seeds: Sequence[int]) -> str:
+    whole = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if whole and len(seeds) > 1 else ", ".join(map(str, seeds))
+
+
+def _grid(pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    figures = []
+    for caption, before, after in pictures:
+        pair = f'<img src="{_data_uri(before)}" alt="before"><img src="{_data_uri(after)}" alt="after">'
+        figures.append(
+            f'<figure><div class="pair">{pair}</div><figcaption>{escape(caption)}<br>'
+            '<span class="quiet">left: before, right: after</span></figcaption></figure>'
+        )
+    return '<h2>Before and after</h2>\n<div class="pictures">\n' + "\n".join(figures) + "\n</div>"
+
+
+def _data_uri(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
+    environment = record.environment
+    facts = [
+        ("run", record.run_id),
+        ("base model", f"{record.model}, hash {bench.model.facts.base_hash[:12]}"),
+        ("data", f"{record.data}, digest {bench.plan.manifest.digest[:12]}; split: {bench.plan.manifest.split}"),
+        ("edit", f"{_changed(record.edit_facts)}, {bytes_text(record.edit_bytes)}"),
+        ("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())),
+        (
+            "machine",
+            f"{environment['cores']} cores, {environment['memory_gib']} GiB, {environment['platform']}, "
+            f"device {environment['device']}, {_counted(environment['threads'], 'thread')}, {environment['precision']}",
+        ),
+        ("versions", ", ".join(f"{name} {number}" for name, number in environment["versions"].items())),
+    ]
+    own = {key: value for key, value in record.edit_facts.items() if not key.startswith("changed_")}
+    facts += [(key.replace("_", " "), _short(value)) for key, value in sorted(own.items())]
+    facts += [("note", note) for note in record.notes] + [("warning", warning) for warning in record.warnings]
+    return facts
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple) and len(value) > 8:
+        return f"{len(value)} entries, in the head of edit.safetensors"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 400 else text[:400] + " ..."
+
+
+def _rows(pairs: Sequence[tuple[str, str]]) -> str:
+    rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in pairs)
+    return f'<div class="wide"><table>\n{rows}\n</table></div>'
+
+
+def _configuration(bench: Bench) -> str:
+    config = bench.plan.config
+    rows = []
+    for key, value in _flat(as_dict(config)):
+        if value is None:
+            continue
+        origin = escape(str(config.origins.get(key, "default")))
+        shown = escape(json.dumps(value, default=str))
+        cells = (f"<code>{escape(key)}</code>", f"<code>{shown}</code>", f'<span class="quiet">{origin}</span>')
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return '<div class="wide"><table>\n' + "\n".join(rows) + "\n</table></div>"
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

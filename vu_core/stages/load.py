@@ -1,0 +1,216 @@
+"""Plan -> Bench: the first stage that reads weights."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vu_core.cache import Cache, CachedAttribution, cache_root, settings_text
+from vu_core.config import Choice, RunConfig, run_id
+from vu_core.contracts import Dataset, Model, Unlearner
+from vu_core.convert import Mismatch, convert
+from vu_core.data import Examples, ForgetRetain
+from vu_core.errors import ConfigError, PlanError
+from vu_core.event import Event
+from vu_core.layers import config_class
+from vu_core.plan import Plan
+from vu_core.run import Run
+from vu_core.stages.bench import Bench
+
+if TYPE_CHECKING:
+    from vu_core.plugins import Plugins
+
+
+def load(
+    plan: Plan,
+    plugins: Plugins,
+    folder: Path,
+    emit: Callable[[Event], None],
+    *,
+    resuming: bool = False,
+    with_data: bool = True,
+) -> Bench:
+    """Read the weights, build train and validation data, and put the parts of the run together.
+
+    Held-out data is not built here; only `measure` asks the data plugin for it.
+
+    Args:
+        plan: what was decided.
+        plugins: resolves the base methods of methods that wrap one.
+        folder: the run folder.
+        emit: takes events.
+        resuming: the folder holds the beginning of this run.
+        with_data: build train and validation data; not needed to measure or to generate.
+
+    Returns:
+        The bench. ``bench.data`` has passed through ``model.prepare``.
+
+    Raises:
+        PlanError: the device is not there (``VU-L050``). DataError, ModelError, PluginError: from the plugins.
+    """
+    config: RunConfig = plan.config
+    check_device(config.run.device)
+    model: Model = _instance(config.model, with_ref=True).load(device=config.run.device, precision=config.run.precision)
+    dataset: Dataset[Any] = _instance(config.data, with_ref=True)
+    run = _run(plan, plugins, folder, emit, base_hash=model.facts.base_hash)
+    run.resuming = resuming
+    data = _prepared(dataset, model, plan, run) if with_data else None
+    run.stage = "unlearn"
+    metrics = {choice.name: _instance(choice) for choice in config.metrics}
+    return Bench(plan, model, dataset, _instance(config.unlearner), metrics, run, data)
+
+
+def _instance(choice: Choice, *, with_ref: bool = False) -> Any:
+    plugin = choice.entry.load()
+    return plugin(choice.ref, choice.config) if with_ref else plugin(choice.config)
+
+
+def _run(plan: Plan, plugins: Plugins, folder: Path, emit: Callable[[Event], None], *, base_hash: str) -> Run:
+    config: RunConfig = plan.config
+
+    def axis(choice: Choice | None) -> Any:
+        return None if choice is None else _instance(choice)
+
+    def resolve(name: str, settings: Mapping[str, Any]) -> Unlearner[Any]:
+        return base_method(plugins, name, settings)
+
+    cache = cache_root()
+    attribution = axis(config.attribution)
+    if attribution is not None and config.attribution is not None:
+        content = settings_text(config.data.config) + settings_text(config.model.config)
+        named = config.attribution
+        attribution = CachedAttribution(attribution, named.name, named.config, content, Cache(cache))
+    return Run(
+        seed=_seed(config),
+        device=config.run.device,
+        precision=config.run.precision,
+        folder=folder,
+        cache=cache,
+        training=getattr(config.unlearner.config, "training", None),
+        parameters=axis(config.parameters),
+        weighting=axis(config.weighting),
+        attribution=attribution,
+        regularizers=tuple(_instance(choice) for choice in config.regularizers),
+        resolve=resolve,
+        emit_event=emit,
+        data_digest=plan.manifest.digest,
+        base_hash=base_hash,
+        stage="load",
+    )
+
+
+def base_method(plugins: Plugins, name: str, settings: Mapping[str, Any]) -> Unlearner[Any]:
+    """Return another unlearner for a method that wraps it.
+
+    Raises:
+        PluginError: nobody brings the name. ConfigError: a setting is unknown, of a wrong type or out of range
+            (``VU-C051``).
+    """
+    entry = plugins.registry.get("unlearner", name)
+    plugin = entry.load()
+    try:
+        config = convert(dict(settings), config_class(entry, plugin))
+    except Mismatch as mismatch:
+        raise ConfigError(
+            "VU-C051",
+            f"The setting {mismatch.suffix.lstrip('.') or 'of the base method'} of {entry.name!r}: {mismatch.text}.",
+            f"`vu describe {entry.name}` lists its settings.",
+            where=f"base method {entry.name!r}",
+        ) from mismatch
+    return plugin(config)  # type: ignore[no-any-return]
+
+
+def _seed(config: RunConfig) -> int:
+    if config.run.seed is None:
+        raise RuntimeError("the plan draws a seed when none is given")
+    return config.run.seed
+
+
+def _prepared(dataset: Dataset[Any], model: Model, plan: Plan, run: Run) -> ForgetRetain:
+    data = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
+
+    def prepare(examples: Examples) -> Examples:
+        return model.prepare(examples, run) if len(examples) else examples
+
+    return data.map(prepare)
+
+
+def check_device(device: str) -> None:
+    """Object to a device that torch does not find here. Raises: PlanError (``VU-L050``)."""
+    import torch
+
+    kind, _, index = device.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    number = int(index) if index.isdecimal() else (0 if not index else -1)
+    if kind in counts and 0 <= number < counts[kind]:
+        return
+    found = ", ".join(name for name, count in counts.items() if count)
+    raise PlanError(
+        "VU-L050",
+        f"There is no device {device!r} here.",
+        f"Use one of: {found}" + (f" (cuda:0 to cuda:{counts['cuda'] - 1})." if counts["cuda"] else "."),
+        where="run.device",
+    )
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with ``count`` CPU threads (``None``: torch's own choice, all cores) while entered."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def environment(plan: Plan, base_hash: str) -> dict[str, Any]:
+    """Return the content of ``environment.json``: what the bits of the result depend on.
+
+    Versions, thread count, size of the machine, hashes of model and data; no names of machines, no paths.
+    """
+    import torch
+
+    config: RunConfig = plan.config
+    device = config.run.device
+    manifest = plan.manifest
+    data = {"name": manifest.name, "digest": manifest.digest, "counts": dict(manifest.counts), "split": manifest.split}
+    concepts = [{"forget": concept.text, "overwrite": concept.overwrite} for concept in plan.selection.concepts]
+    return {
+        "format": 1,
+        "run_id": plan.run_id,
+        "configuration": configuration_hash(config),
+        "base_hash": base_hash,
+        "data": data,
+        "concepts": concepts,
+        "licence": plan.model.licence,
+        "versions": dict(sorted(plan.versions.items())),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "precision": config.run.precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+    }
+
+
+def configuration_hash(config: RunConfig) -> str:
+    """Return a hash of the resolved configuration alone: the run's id without model, data and versions."""
+    return run_id(config, base_hash="", data_digest="", versions={})
+
+
+def _memory_gib() -> float | None:
+    """Return the main memory of the machine in GiB, or ``None`` where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,202 @@
+"""Model before, model after -> Scorecard: same prompts, same seeds, same batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from vu_core.cache import Cache, dispensable, settings_text
+from vu_core.contracts import Metric, Observations, TextToImage
+from vu_core.data import Evaluation, EvaluationItem, digest
+from vu_core.edit import Edit
+from vu_core.errors import MeasureError
+from vu_core.score import Score, Scorecard, Status
+from vu_core.stages.apply import apply
+from vu_core.stages.bench import Bench
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FIRST_SEED: Mapping[str, int] = {"validation": 0, "held-out": 10_000}
+"""First seed of each split; validation ends at 9,999."""
+
+
+@attrs.frozen(eq=False)
+class Samples:
+    """Pictures for the report: the items and uint8 ``(N, H, W, 3)`` before and after the edit."""
+
+    items: tuple[EvaluationItem, ...]
+    before: np.ndarray[Any, Any]
+    after: np.ndarray[Any, Any]
+
+
+@attrs.frozen(eq=False)
+class Measured:
+    """What the stage returns: the scores, and the pictures that go with them (``None`` when there are none)."""
+
+    scorecard: Scorecard
+    samples: Samples | None = None
+
+
+def measure(bench: Bench, edit: Edit) -> Measured:
+    """Ask every metric about the untouched and the edited model.
+
+    Only here does the data plugin build the part of the data that ``measure.split`` names. What a metric observes on
+    the untouched model is cached by base hash, metric, fingerprint, split and seeds.
+
+    Args:
+        bench: its train and validation data are not needed.
+        edit: what the method returned.
+
+    Returns:
+        Scores in the order of the metrics. The status is ``not_forgotten`` when any metric doubts that forgetting
+        happened, else ``retain_collapsed`` when any metric doubts that the rest was kept, else ``ok``.
+
+    Raises:
+        MeasureError: a metric gave nothing, or a number that is not finite (``VU-S050``).
+    """
+    run = bench.run
+    run.stage = "measure"
+    evaluation = evaluate_on(bench)
+    before = {name: _before(bench, name, metric, evaluation) for name, metric in bench.metrics.items()}
+    pictures_before = _pictures(bench, evaluation, "pictures before")
+    with apply(bench.model, edit):
+        seen = attrs.evolve(run, edit=edit)
+        after = {name: metric.observe(bench.model, evaluation, seen) for name, metric in bench.metrics.items()}
+        pictures_after = _pictures(bench, evaluation, "pictures after")
+    scores: list[Score] = []
+    doubts: list[tuple[Status, str]] = []
+    for name, metric in bench.metrics.items():
+        found = metric.scores(before[name], after[name], evaluation)
+        scores += [_complete(score, name, metric, evaluation) for score in _finite(name, found)]
+        doubts += metric.doubts(found)
+    for score in scores:
+        run.emit("score", name=score.name, before=score.before, after=score.after)
+    samples = None
+    if pictures_before is not None and pictures_after is not None:
+        samples = Samples(evaluation.samples, pictures_before, pictures_after)
+    card = Scorecard(evaluation.split, _status(doubts), tuple(scores), tuple(text for _, text in doubts))
+    return Measured(card, samples)
+
+
+def split_seeds(split: str, count: int) -> tuple[int, ...]:
+    """Return the first ``count`` seeds of a split.
+
+    Example:
+        >>> split_seeds("held-out", 2)
+        (10000, 10001)
+    """
+    return tuple(range(FIRST_SEED[split], FIRST_SEED[split] + count))
+
+
+def evaluate_on(bench: Bench) -> Evaluation:
+    """Let the data plugin build what is measured on, and settle how pictures are made."""
+    plan, settings = bench.plan, bench.plan.config.measure
+    evaluation = bench.dataset.evaluation(
+        plan.selection,
+        split=settings.split,
+        seeds=split_seeds(settings.split, settings.seeds),
+        samples=settings.samples,
+        resolution=bench.model.facts.resolution,
+        run=bench.run,
+    )
+    return attrs.evolve(evaluation, generation=generation(bench))
+
+
+def generation(bench: Bench) -> dict[str, float]:
+    """Return ``steps`` and ``guidance`` of pictures: what ``[measure]`` says, else the model's own."""
+    settings, facts = bench.plan.config.measure, bench.model.facts.generation
+    chosen = {"steps": settings.steps, "guidance": settings.guidance}
+    return {**facts, **{name: value for name, value in chosen.items() if value is not None}}
+
+
+def _before(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation) -> Observations:
+    cache, run = Cache(bench.run.cache), bench.run
+    key = _before_key(bench, name, metric, evaluation)
+    stored = cache.get_json("before", key)
+    if stored is not None:
+        run.emit("note", text=f"What {name} observes on the untouched model comes from the cache.")
+        return dict(stored)
+    observed = metric.observe(bench.model, evaluation, run)
+    try:
+        about = f"{name}, {evaluation.split}, {bench.plan.config.measure.seeds} seeds, {bench.model.facts.name}"
+        with dispensable(run.emit):
+            cache.put_json("before", key, observed, about=about)
+    except (TypeError, ValueError) as error:
+        raise MeasureError(
+            "VU-S050",
+            f"The metric {name!r} observed something that is no JSON value: {error}.",
+            "Tell the authors of the plugin: observations are JSON values without NaN.",
+            where=name,
+        ) from error
+    return observed
+
+
+def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation) -> str:
+    """Hash everything that observations of the untouched model depend on, down to what changes the last bit."""
+    import torch
+
+    run = bench.run
+    content = [run.base_hash, name, metric.version, metric.fingerprint(evaluation), evaluation.split]
+    items = [f"{item.seed} {item.prompt} {sorted(item.labels.items())}" for item in evaluation.items]
+    examples = [f"{table.captions} {sorted(table.labels.items())}" for table in evaluation.examples or ()]
+    settings = [settings_text(choice.config) for choice in bench.plan.config.metrics if choice.name == name]
+    chosen = bench.plan.config
+    data = [bench.plan.manifest.name, settings_text(chosen.data.config), *settings]
+    # Two models may share their weights and yet draw differently, such as with another sampler.
+    model = [chosen.model.name, settings_text(chosen.model.config)]
+    versions = [f"{dist} {version}" for dist, version in sorted(bench.plan.versions.items())]
+    machine = [run.device, run.precision, str(torch.get_num_threads()), torch.__version__, *versions]
+    generation = str(sorted(evaluation.generation.items()))
+    return digest(*content, *model, *data, generation, *items, "/", *examples, "/", *machine)
+
+
+def _pictures(bench: Bench, evaluation: Evaluation, what: str) -> np.ndarray[Any, Any] | None:
+    model, items = bench.model, evaluation.samples
+    if not items or not isinstance(model, TextToImage):
+        return None
+    bench.run.progress(what, 0, len(items))
+    made = model.generate(
+        [item.prompt for item in items],
+        [item.seed for item in items],
+        steps=int(evaluation.generation["steps"]),
+        guidance=float(evaluation.generation["guidance"]),
+    )
+    bench.run.progress(what, len(items), len(items))
+    return made
+
+
+def _finite(name: str, scores: Sequence[Score]) -> Sequence[Score]:
+    unsound = [score for score in scores if not all(number is None or math.isfinite(number) for number in _all(score))]
+    if scores and not unsound:
+        return scores
+    bad = ", ".join(score.name for score in unsound) or "no score at all"
+    raise MeasureError(
+        "VU-S050",
+        f"The metric {name!r} gave {bad}, where every number must be finite.",
+        "Tell the authors of the plugin; leave the metric out with measure.metrics meanwhile.",
+        where=name,
+    )
+
+
+def _all(score: Score) -> tuple[float | None, ...]:
+    interval = (score.ci_low, score.ci_high, score.change_low, score.change_high)
+    return (score.before, score.after, score.n, *interval)
+
+
+def _complete(score: Score, name: str, metric: Metric[Any], evaluation: Evaluation) -> Score:
+    """Fill in the seeds and the fingerprint, which only the stage knows in full."""
+    sampling = str(sorted(evaluation.generation.items()))
+    fingerprint = digest(name, metric.version, metric.fingerprint(evaluation), sampling, score.name)[:16]
+    seeds = score.seeds or tuple(sorted({item.seed for item in evaluation.items}))
+    return attrs.evolve(score, fingerprint=fingerprint, seeds=seeds)
+
+
+def _status(doubts: Sequence[tuple[Status, str]]) -> Status:
+    kinds = {kind for kind, _ in doubts}
+    if "not_forgotten" in kinds:
+        return "not_forgotten"
+    return "retain_collapsed" if "retain_collapsed" in kinds else "ok"

@@ -1,0 +1,180 @@
+"""Stage 3: everything that is decided, checked and counted before any weight is read."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from re import match
+from typing import Any, TypeVar
+
+import attrs
+
+from vu_core.config import Choice, RunConfig, run_id
+from vu_core.cost import estimate, steps_of, training_of
+from vu_core.data import Manifest, Selection
+from vu_core.errors import PlanError, PluginError, VuError
+from vu_core.plan import Capability, Cost, ModelFacts, Plan
+from vu_core.plugins import Plugins
+from vu_core.registry import WORDS, Entry, Registry
+
+T = TypeVar("T")
+
+
+def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = None, max_gb: float | None = None) -> Plan:
+    """Decide, check and count everything before any weight is read.
+
+    Args:
+        config: what `structure` understood.
+        plugins: may object.
+        max_minutes: refuse a run that is estimated to take longer.
+        max_gb: refuse a run that is estimated to need more memory, or more disk and downloads together, in 10^9 bytes.
+
+    Raises:
+        PlanError: the parts do not fit together (``VU-L002``, ``VU-L005``), exceed the budget (``VU-L003``), or plugins
+            object (``VU-L004``).
+        ModelError, DataError: the model or the data cannot be used. PluginError: a plugin failed (``VU-P007``).
+    """
+    notes = list(config.notes)
+    if config.run.seed is None:
+        config, note = _with_seed(config)
+        notes.append(note)
+    facts: ModelFacts = _asked(config.model, lambda: _instance(config.model).inspect())
+    dataset = _asked(config.data, lambda: _instance(config.data))
+    selection: Selection = _asked(config.data, lambda: dataset.parse(config.forget, config.overwrite))
+    manifest: Manifest = _asked(config.data, lambda: dataset.manifest(selection))
+    _check_needs(config, facts, plugins.registry)
+    _check_warmup(config, manifest)
+    cost = estimate(config, facts, manifest)
+    if facts.downloads:
+        notes.append(f"{facts.downloads / 1e9:.2f} GB of '{facts.ref or facts.name}' must be downloaded first.")
+    versions = dict(sorted(_versions(config)))
+    name = run_id(config, base_hash=facts.base_hash, data_digest=manifest.digest, versions=versions)
+    notes += [note for note in selection.notes if note not in notes]
+    drawn = Plan(config, facts, manifest, selection, cost, name, versions, tuple(notes))
+    refuse_budget(cost, max_minutes=max_minutes, max_gb=max_gb)
+    plugins.check_plan(drawn)
+    return drawn
+
+
+def refuse_budget(cost: Cost, *, max_minutes: float | None = None, max_gb: float | None = None) -> None:
+    """Refuse what is estimated to cost more than allowed.
+
+    Raises:
+        PlanError: with every limit that is exceeded (``VU-L003``).
+    """
+    excess = []
+    if max_minutes is not None and cost.seconds > max_minutes * 60:
+        excess.append(f"about {cost.seconds / 60:.1f} minutes (allowed: {max_minutes:g})")
+    if max_gb is not None:
+        for what, need in (("memory", cost.memory), ("disk and downloads", cost.disk + cost.downloads)):
+            if need > max_gb * 1e9:
+                excess.append(f"about {need / 1e9:.2f} GB of {what} (allowed: {max_gb:g})")
+    if excess:
+        raise PlanError(
+            "VU-L003",
+            f"The run needs {' and '.join(excess)}.",
+            "Raise --max-minutes or --max-gb, or make the run smaller: fewer steps or measure.seeds.",
+        )
+
+
+def _with_seed(config: RunConfig) -> tuple[RunConfig, str]:
+    seed = secrets.randbelow(2**32)
+    origins = {**config.origins, "run.seed": "drawn"}
+    drawn = attrs.evolve(config, run=attrs.evolve(config.run, seed=seed), origins=origins)
+    return drawn, f"No seed was given: {seed} was drawn. Repeat the run with --seed {seed}."
+
+
+def _instance(choice: Choice) -> Any:
+    return choice.entry.load()(choice.ref, choice.config)
+
+
+def _asked(choice: Choice, question: Callable[[], T]) -> T:
+    """Return the answer of a plugin; what it raises besides `VuError` is its own fault and says so."""
+    try:
+        return question()
+    except VuError:
+        raise
+    except Exception as exc:
+        entry = choice.entry
+        raise PluginError(
+            "VU-P007",
+            f"The {WORDS.get(entry.kind, entry.kind)} plugin '{entry.name}' failed: {type(exc).__name__}: {exc}",
+            f"Tell the authors of {entry.distribution}; its own errors are told as such.",
+            where=f"distribution {entry.distribution} {entry.version}",
+        ) from exc
+
+
+def _check_needs(config: RunConfig, facts: ModelFacts, registry: Registry) -> None:
+    """Refuse a method or a metric that needs what neither the model nor the data can do."""
+    can = {str(each) for each in facts.capabilities}
+    if any(Capability.JUDGE in entry.needs for entry in _named_by_data(config, registry)):
+        can.add(str(Capability.JUDGE))
+    lacking = []
+    for choice in (config.unlearner, *config.metrics):
+        missing = [need for need in choice.entry.needs if need not in can]
+        if missing:
+            owner = "data" if missing == [str(Capability.JUDGE)] else "model"
+            has = config.data.name if owner == "data" else config.model.name
+            word = WORDS.get(choice.entry.kind, choice.entry.kind)
+            lacking.append(f"the {word} '{choice.name}' needs '{', '.join(missing)}', which the {owner} '{has}' lacks")
+    if lacking:
+        problem = "; ".join(lacking)
+        raise PlanError(
+            "VU-L002",
+            f"{problem[0].upper()}{problem[1:]}.",
+            "Choose another model, method or measure.metrics; `vu list-plugins` shows what each one needs.",
+        )
+
+
+def _named_by_data(config: RunConfig, registry: Registry) -> Iterator[Entry]:
+    """Yield the metrics that the data names itself: one that needs a judge says that the data has one."""
+    named = tuple(getattr(config.data.entry.load(), "metrics", ()))
+    for entry in registry.entries("metric"):
+        if any(name in named for name in entry.names):
+            yield entry
+
+
+def _check_warmup(config: RunConfig, manifest: Manifest) -> None:
+    steps = steps_of(config, manifest)
+    training = training_of(config)
+    warmup = training.warmup_steps if training is not None else 0
+    if steps is not None and warmup >= steps:
+        raise PlanError(
+            "VU-L005",
+            f"The warm-up of {warmup} steps is not shorter than the run of {steps} steps.",
+            "Lower unlearner.training.warmup_steps, or raise unlearner.training.epochs or steps.",
+            where="unlearner.training.warmup_steps",
+        )
+
+
+def _versions(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yield every distribution that takes part: the core, torch, the plugins' own and what these require directly."""
+    for name in ("vu-core", "torch"):
+        if (number := _version(name)) is not None:
+            yield name, number
+    for choice in config.choices:
+        entry = choice.entry
+        yield entry.distribution, entry.version
+        for name in _requirements(entry.distribution) if entry.distribution != "vu-core" else ():
+            if (number := _version(name)) is not None:
+                yield name, number
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _requirements(distribution: str) -> Iterator[str]:
+    """Yield the names of what a distribution requires without extras."""
+    try:
+        lines = requires(distribution) or []
+    except PackageNotFoundError:
+        return
+    for line in lines:
+        name = match(r"[A-Za-z0-9._-]+", line)
+        if name is not None and "extra ==" not in line:
+            yield name.group().lower().replace("_", "-")

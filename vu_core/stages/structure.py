@@ -1,0 +1,327 @@
+"""Stage 2: values become a `RunConfig`, or one error with everything that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings
+from vu_core.errors import ConfigError, PlanError, VuError, did_you_mean
+from vu_core.layers import Layer, constant_layer
+from vu_core.naming import resolve_name
+from vu_core.plugins import Plugins
+from vu_core.reading import DEFAULT, Reading
+from vu_core.recipes import find_recipe
+from vu_core.registry import FLAGS, Entry
+from vu_core.toml_text import dotted
+
+TABLES = ("run", "model", "data", "unlearner", "weighting", "regularizer", "measure", "metric")
+AXIS_PATHS = {
+    "parameters": "unlearner.parameters",
+    "attribution": "unlearner.attribution",
+    "weighting": "weighting",
+}
+
+
+def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
+    """Understand a configuration: plugins by name, fields by type and range, each value with its origin.
+
+    Values are laid over each other: the method's ``Config`` and ``defaults`` < the recipe for (model, method) < the
+    file < ``--set`` < flags. Settings of an axis belong to the name they were written for: choosing another weighting
+    drops the default's settings instead of handing them to it.
+
+    Raises:
+        ConfigError: everything that is wrong, in one message (``VU-C001``).
+        PluginError: a plugin is missing, broken or claimed twice, and nothing else is wrong.
+        PlanError: an axis is set that the method does not honour (``VU-L001``), and nothing else is wrong.
+    """
+    reading = Reading(raw, plugins.registry)
+    _check_tables(reading)
+    model, model_ref = _plugin(reading, "model")
+    data, data_ref = _plugin(reading, "dataset") if _data_is_said(reading, model) else (None, "")
+    method = _method(reading)
+    if model is not None and method is not None:
+        with reading.collecting("unlearner.method"):
+            reading.recipe, notes = find_recipe(reading.registry, model.name, method.name)
+            reading.notes += notes
+    run = reading.core_table(RunSettings, "run")
+    measure = reading.core_table(MeasureSettings, "measure", [reading.recipe_layer("measure")])
+    parts = {
+        "model": _referring(reading, model, "model", model_ref),
+        "data": _referring(reading, data, "data", data_ref),
+        "unlearner": _with_settings(reading, method),
+        **{axis: _axis(reading, axis, method) for axis in AXIS_PATHS},
+    }
+    regularizers = _regularizers(reading, method)
+    metrics = _metrics(reading, measure, data)
+    forget, overwrite = reading.texts("data", "forget"), reading.texts("data", "overwrite")
+    reading.problems.raise_if_any()
+    return RunConfig(
+        run=run,
+        measure=attrs.evolve(measure, metrics=tuple(choice.name for choice in metrics)),
+        forget=forget,
+        overwrite=overwrite,
+        regularizers=regularizers,
+        metrics=metrics,
+        origins=reading.origins,
+        notes=tuple(reading.notes),
+        **parts,  # type: ignore[arg-type]  # without a problem, model, data and unlearner are there
+    )
+
+
+def _check_tables(reading: Reading) -> None:
+    for key, value in reading.raw.values.items():
+        if key in ("sequence", "tasks"):
+            error = ConfigError(
+                "VU-C005",
+                "A sequence of runs is described, but no installed plugin runs sequences.",
+                "Take the tables [sequence] and [[tasks]] out and run the tasks one by one.",
+            )
+            reading.problems.add_error(key, error)
+        elif key not in TABLES:
+            text = f"is unknown.{did_you_mean(key, TABLES)} Tables: {', '.join(TABLES)}."
+            reading.problems.add(dotted((key,)), text)
+        elif not isinstance(value, Mapping):
+            reading.problems.add(key, f"must be a table, but is {value!r}; write [{key}] and its keys below.")
+
+
+# Who takes part
+
+
+def _plugin(reading: Reading, kind: str) -> tuple[Entry | None, str]:
+    """Return the entry and the ref of the model or the data."""
+    path = {"model": "model", "dataset": "data"}[kind]
+    table = reading.table(path)
+    name, ref = (reading.text(f"{path}.{key}", table.get(key)) for key in ("name", "ref"))
+    with reading.collecting(f"{path}.name"):
+        if name is not None:
+            entry, own_ref = resolve_name(reading.registry, kind, name)
+        elif "name" in table:
+            return None, ""
+        else:
+            entry, own_ref = _default(reading, kind, path), ""
+        if reading.chosen_anew(path, entry):
+            reading.note_left_out(path, entry)
+            ref = ref if reading.by_flag(f"{path}.ref") else None
+        if own_ref and ref and own_ref != ref:
+            reading.problems.add(f"{path}.ref", f"is {ref!r}, but {path}.name says {own_ref!r} already.")
+        reading.origins[f"{path}.name"] = reading.place(f"{path}.name") if name is not None else "default"
+        said_by = "name" if own_ref else "ref"
+        reading.origins[f"{path}.ref"] = reading.place(f"{path}.{said_by}") if own_ref or ref else "default"
+        return entry, own_ref or ref or ""
+    return None, ""
+
+
+def _method(reading: Reading) -> Entry | None:
+    name = reading.text("unlearner.method", reading.table("unlearner").get("method"))
+    with reading.collecting("unlearner.method"):
+        if name is not None:
+            entry = reading.registry.get("unlearner", name)
+        elif "method" in reading.table("unlearner"):
+            return None
+        else:
+            entry = _default(reading, "unlearner", "unlearner")
+        reading.origins["unlearner.method"] = reading.place("unlearner.method") if name is not None else "default"
+        entry.load()
+        return entry
+    return None
+
+
+def _default(reading: Reading, kind: str, path: str) -> Entry:
+    """Return what is used when nothing is said, or raise what to say."""
+    entry = reading.registry.default(kind)
+    if entry is not None:
+        return entry
+    names = reading.registry.usable_names(kind)
+    if not names:
+        raise reading.registry.nothing(kind)
+    flag = f" with {FLAGS[kind]}" if kind in FLAGS else ""
+    problem = f"Nothing is chosen and there is no default.{reading.registry.missing(kind)}"
+    raise ConfigError("VU-C001", problem, f"Choose one{flag}: {', '.join(names)}.")
+
+
+def _data_is_said(reading: Reading, model: Entry | None) -> bool:
+    """Tell whether the data is known; only the default model may go without a word about it."""
+    if "name" in reading.table("data") or model is None:
+        return True
+    with reading.collecting("model.name"):
+        default = reading.registry.default("model")
+        if default is None or default.name == model.name:
+            return True
+    installed = ", ".join(reading.registry.usable_names("dataset")) or "none"
+    reading.problems.add(
+        "data.name",
+        f"is required, because the model is '{model.name}' and not the default: say what it forgets and retains with "
+        f"--data NAME or --data NAME=PATH. Installed: {installed}.",
+    )
+    return False
+
+
+# Their settings
+
+
+def _referring(reading: Reading, entry: Entry | None, path: str, ref: str) -> Choice | None:
+    """Return the model or the data with its settings."""
+    if entry is None:
+        return None
+    layer = reading.user_layer(path, RESERVED[entry.kind], flags_only=reading.chosen_anew(path, entry))
+    return reading.choice(entry, path, [layer], ref)
+
+
+def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
+    """Return the method with its settings; exactly one of ``steps`` and ``epochs`` must hold."""
+    if method is None:
+        return None
+    path = "unlearner"
+    choice = reading.choice(
+        method,
+        path,
+        [reading.recipe_layer(path, RESERVED[method.kind]), reading.user_layer(path, RESERVED[method.kind])],
+    )
+    training = getattr(choice.config, "training", None) if choice is not None else None
+    if training is None:
+        return choice
+    if (training.steps is None) == (training.epochs is None):
+        state = "neither is" if training.steps is None else "both are"
+        reading.problems.add(f"{path}.training.steps", f"and epochs: exactly one must be set, but {state}.")
+    elif training.steps is not None and training.warmup_steps >= training.steps:
+        text = f"must be less than the {training.steps} steps of the run, but is {training.warmup_steps}."
+        reading.problems.add(f"{path}.training.warmup_steps", text)
+    return choice
+
+
+def _axis(reading: Reading, axis: str, method: Entry | None) -> Choice | None:
+    """Return the plugin of one axis with the settings that are meant for it."""
+    path = AXIS_PATHS[axis]
+    head, _, last = path.rpartition(".")
+    given = reading.table(head).get(last) if head else None
+    if given is not None and not isinstance(given, Mapping):
+        reading.problems.add(path, f"must be a table, but is {given!r}; write {path}.name = ...")
+        return None
+    if method is None:
+        return None
+    if axis not in method.axes:
+        if reading.written(path):
+            reading.problems.add_error(path, _not_honoured(method, axis))
+        return None
+    with reading.collecting(f"{path}.name"):
+        named = axis_layers(reading, axis, method)
+        if named is not None:
+            entry, layers = named
+            return reading.choice(entry, path, layers)
+    return None
+
+
+def axis_layers(reading: Reading, axis: str, method: Entry) -> tuple[Entry, list[Layer]] | None:
+    """Return who is chosen for an axis that the method honours, and the layers whose settings are for it.
+
+    Returns:
+        The entry and its layers, lowest first; ``None`` when nobody is chosen (attributions may be absent).
+
+    Raises:
+        PluginError: nobody has the name that was chosen. ConfigError: nothing is chosen and there is no default.
+    """
+    defaults = (getattr(method.load(), "defaults", None) or {}).get(axis, {})
+    path = AXIS_PATHS[axis]
+    lowest = constant_layer(defaults, f"default of {method.name}", DEFAULT)
+    return _named(reading, axis, [lowest, reading.recipe_layer(path), reading.user_layer(path)])
+
+
+def _named(reading: Reading, axis: str, layers: Sequence[Layer]) -> tuple[Entry, list[Layer]] | None:
+    """Return who was chosen for an axis, and the layers whose settings are for it, without their names."""
+    path = AXIS_PATHS[axis]
+    key = f"{path}.name"
+    entry, origin = reading.registry.default(axis), "default"
+    owners: list[Entry | None] = []
+    for layer in layers:
+        if "name" in layer.values:
+            name = reading.text(key, layer.values["name"])
+            if name is None:
+                return None
+            entry, origin = reading.registry.get(axis, name), layer.place(key)
+        owners.append(entry)
+    if entry is None:
+        if axis == "attribution":
+            return None
+        entry = _default(reading, axis, path)
+    reading.origins[key] = origin
+    fitting = [layer for layer, owner in zip(layers, owners, strict=True) if owner == entry]
+    if reading.chosen_anew(path, entry):
+        reading.note_left_out(path, entry)
+        fitting[-1] = reading.user_layer(path, flags_only=True)
+    nameless = [
+        attrs.evolve(layer, values={name: value for name, value in layer.values.items() if name != "name"})
+        for layer in fitting
+    ]
+    return entry, nameless
+
+
+def _not_honoured(method: Entry, axis: str) -> VuError:
+    honours = f"It honours {', '.join(method.axes)}." if method.axes else "It honours no axis."
+    what = FLAGS.get(axis, f"[{AXIS_PATHS.get(axis, axis)}]")
+    remedy = f"{honours} Take {what} out, or choose another method."
+    return PlanError("VU-L001", f"The method '{method.name}' does not use {axis}.", remedy)
+
+
+def _regularizers(reading: Reading, method: Entry | None) -> tuple[Choice, ...]:
+    if method is None:
+        return ()
+    if "regularizer" not in method.axes:
+        if reading.written("regularizer"):
+            reading.problems.add_error("regularizer", _not_honoured(method, "regularizer"))
+        return ()
+    shipped = reading.recipe_layer("regularizer").values
+    return _tables(reading, "regularizer", [*shipped, *reading.table("regularizer")])
+
+
+def _metrics(reading: Reading, measure: MeasureSettings | None, data: Entry | None) -> tuple[Choice, ...]:
+    """Return what is measured: what the user names, else what the data names."""
+    if measure is None or data is None:
+        return ()
+    names = measure.metrics
+    if names is None:
+        with reading.collecting("data.name"):
+            names = tuple(getattr(data.load(), "metrics", ()))
+            reading.origins["measure.metrics"] = f"named by {data.name}"
+    names = names or ()
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        reading.problems.add("measure.metrics", f"names {name!r} more than once.")
+    chosen = _tables(reading, "metric", names, "measure.metrics")
+    asked = {name for choice in chosen for name in choice.entry.names} | set(names)
+    for name in reading.table("metric"):
+        if name not in asked:
+            text = f"is not measured.{did_you_mean(name, asked)} Add {name!r} to measure.metrics."
+            reading.problems.add(dotted(("metric", name)), text)
+    return chosen
+
+
+def _tables(reading: Reading, kind: str, names: Sequence[str], named_in: str = "") -> tuple[Choice, ...]:
+    """Return the plugins behind tables ``[KIND.NAME]``, each once, in the order of their names."""
+    entries: dict[str, Entry] = {}
+    for name in dict.fromkeys(names):
+        with reading.collecting(named_in or dotted((kind, name))):
+            entry = reading.registry.get(kind, name)
+            entries.setdefault(entry.name, entry)
+    choices = [_of_table(reading, kind, entry) for entry in entries.values()]
+    return tuple(choice for choice in choices if choice is not None)
+
+
+def _of_table(reading: Reading, kind: str, entry: Entry) -> Choice | None:
+    """Return a plugin with the settings of its table, which the user may have called by an alias."""
+    path = dotted((kind, entry.name))
+    written = [name for name in entry.names if name in reading.table(kind)]
+    if len(written) > 1:
+        reading.problems.add(dotted((kind, written[1])), f"is another name of '{written[0]}', which is set already.")
+        return None
+    called = dotted((kind, written[0])) if written else path
+    table = reading.table(kind).get(written[0]) if written else {}
+    if not isinstance(table, Mapping):
+        reading.problems.add(called, f"must be a table, but is {table!r}; write [{called}].")
+        return None
+    shipped = next((name for name in entry.names if name in reading.recipe_layer(kind).values), entry.name)
+    layers = [reading.recipe_layer(dotted((kind, shipped))), reading.user_layer(called)]
+    choice = reading.choice(entry, called, layers)
+    for key in [key for key in reading.origins if key.startswith(f"{called}.")]:
+        reading.origins[path + key.removeprefix(called)] = reading.origins[key]
+    return choice

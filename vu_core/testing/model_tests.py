@@ -1,0 +1,249 @@
+"""Conformance of a model plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from vu_core.contracts.model import Classifier, Denoiser, Model, TextToImage
+from vu_core.data import Batch, Examples
+from vu_core.plan import Capability, ModelFacts
+from vu_core.testing.fresh_process import heavy_imports
+from vu_core.testing.plugin_tests import PluginTests
+from vu_core.testing.toys import toy_run
+from vu_core.testing.watching import Snapshot, nothing_global_changes, tensor_digest
+
+PROTOCOLS = {
+    Capability.DENOISE: Denoiser,
+    Capability.GENERATE: TextToImage,
+    Capability.CLASSIFY: Classifier,
+}
+
+
+class ModelTests(PluginTests):
+    """Checks of a model plugin; set ``plugin`` and, where it needs one, ``ref`` (or `make_ref`).
+
+    What is asked of the loaded model follows from the capabilities that its facts name.
+    """
+
+    ref: ClassVar[str] = ""
+    prompts: ClassVar[tuple[str, str]] = ("a red dot", "a blue bar")
+    settings_to_generate: ClassVar[dict[str, Any]] = {"steps": 2, "guidance": 1.5}
+
+    def make_ref(self) -> str:
+        """Return the folder or hub id that is loaded."""
+        return self.ref
+
+    def make(self, **changes: Any) -> Any:
+        """Return the plugin under test."""
+        return self.plugin(self.make_ref(), self.config(**changes))
+
+    def load(self, precision: str = "fp32") -> Any:
+        """Return the loaded model."""
+        return self.make().load(device="cpu", precision=precision)
+
+    def loaded_with(self, capability: Capability) -> Any:
+        """Return the loaded model, or skip the test when its facts do not name the capability."""
+        if capability not in self.make().inspect().capabilities:
+            pytest.skip(f"the model has no capability {capability.value!r}")
+        return self.load()
+
+    def outcome(self, config: Any, folder: Path) -> Any:
+        """Return the facts and the weights."""
+        plugin = self.plugin(self.make_ref(), config)
+        model = plugin.load(device="cpu", precision="fp32")
+        return attrs.asdict(plugin.inspect()), tensor_digest(model.network.state_dict())
+
+    def examples(self, model: Any, count: int = 3) -> Examples:
+        """Return pictures of noise in the resolution of the model."""
+        size = model.facts.resolution
+        pictures = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        captions = tuple(self.prompts[i % 2] for i in range(count))
+        return Examples("forget", captions, captions, load=lambda row, generator: pictures[row])
+
+    def batch(self, model: Any, folder: Path, rows: tuple[int, ...] = (0, 1, 2)) -> Batch:
+        """Return prepared rows of `examples`; a row has the same draws in every batch."""
+        run = toy_run(folder)
+        examples = model.prepare(self.examples(model), run)
+        return Batch(examples, rows, 0, rows, run, torch.device("cpu"))
+
+    def test_inspect_reads_no_weights_into_torch(self) -> None:
+        """Planning is quick: recognising and inspecting a model import no torch."""
+        heavy = heavy_imports(self.plugin, self.make_ref(), self.settings, [["inspect", []]])
+        assert not heavy, f"inspect imports {', '.join(heavy)}"
+
+    def test_recognises_nothing_in_an_empty_folder(self, tmp_path: Path) -> None:
+        """An empty folder and a missing one are no model; asking raises nothing."""
+        assert self.plugin.recognises(tmp_path) is False, "an empty folder is no model"
+        assert self.plugin.recognises(tmp_path / "missing") is False, "a missing folder is no model"
+
+    def test_facts_are_complete(self) -> None:
+        """What a plan needs is known from the files alone, and the same each time."""
+        facts = self.make().inspect()
+        assert isinstance(facts, ModelFacts), "inspect must return ModelFacts"
+        assert facts == self.make().inspect(), "inspected twice, the facts differ"
+        assert facts.name, "no name"
+        assert facts.base_hash, "no base hash"
+        assert facts.capabilities, "no capabilities"
+        for field in ("parameters", "bytes", "resolution", "forward_gflops"):
+            assert getattr(facts, field) > 0, f"facts.{field} is not positive"
+        if Capability.GENERATE in facts.capabilities:
+            assert {"steps", "guidance"} <= set(facts.generation), "facts.generation lacks steps or guidance"
+
+    def test_loaded_model_is_what_the_facts_say(self) -> None:
+        """Same facts, as many parameters, and a protocol for every capability."""
+        facts, model = self.make().inspect(), self.load()
+        assert isinstance(model, Model), "the loaded model lacks facts, network or prepare"
+        assert model.facts == facts, "the loaded model has other facts than inspect told"
+        counted = sum(parameter.numel() for parameter in model.network.parameters())
+        assert counted == facts.parameters, f"facts.parameters is {facts.parameters}, the network has {counted}"
+        for capability in facts.capabilities & PROTOCOLS.keys():
+            wanted = PROTOCOLS[capability]
+            assert isinstance(model, wanted), f"{capability.value!r} is claimed, but {wanted.__name__} is not there"
+
+    def test_loaded_model_is_frozen(self) -> None:
+        """Nothing requires a gradient, everything is in evaluation mode."""
+        network = self.load().network
+        trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        assert not trainable, f"requires_grad: {trainable[:3]}"
+        assert not any(module.training for module in network.modules()), "a module is in training mode"
+
+    def test_loading_twice_gives_the_same_weights(self) -> None:
+        """Two loads are equal and share no tensor."""
+        first, second = self.load().network, self.load().network
+        assert tensor_digest(first.state_dict()) == tensor_digest(second.state_dict()), "loaded twice, weights differ"
+        shared = {t.data_ptr() for t in first.state_dict().values()} & {
+            t.data_ptr() for t in second.state_dict().values()
+        }
+        assert not shared, "two loaded models share memory"
+
+    def test_precision_is_honoured(self) -> None:
+        """The frozen network is in the precision that was asked for."""
+        kinds = {parameter.dtype for parameter in self.load("bf16").network.parameters()}
+        assert kinds == {torch.bfloat16}, f"asked for bf16, got {kinds}"
+
+    def test_nothing_global_changes(self, tmp_path: Path) -> None:
+        """Loading and preparing leave generators, flags and threads of the process alone."""
+        self.load()  # what libraries do once at their first import is not the plugin's
+        with nothing_global_changes():
+            model = self.load()
+            model.prepare(self.examples(model), toy_run(tmp_path))
+
+    def test_prepare_keeps_the_table(self, tmp_path: Path) -> None:
+        """Rows, captions and overwrites stay; preparing twice changes nothing; the same run gives the same columns."""
+        model = self.load()
+        examples = self.examples(model)
+        once = model.prepare(examples, toy_run(tmp_path))
+        assert (once.captions, once.overwrites, once.side) == (examples.captions, examples.overwrites, examples.side)
+        again = model.prepare(once, toy_run(tmp_path))
+        fresh = model.prepare(self.examples(model), toy_run(tmp_path))
+        assert tensor_digest(once.tensors) == tensor_digest(again.tensors), "prepared twice, the columns differ"
+        assert tensor_digest(once.tensors) == tensor_digest(fresh.tensors), "the same run gave other columns"
+
+    def test_denoiser_speaks_in_shapes(self, tmp_path: Path) -> None:
+        """Latents, noise, prediction and target have one shape; captions are embedded one by one."""
+        model = self.loaded_with(Capability.DENOISE)
+        batch = self.batch(model, tmp_path)
+        z, t = model.latents(batch), torch.tensor([0, model.timesteps // 2, model.timesteps - 1])
+        noise = batch.normal("noise", z.shape[1:])
+        embedding = model.embed(batch.captions)
+        noisy = model.add_noise(z, noise, t)
+        prediction = model.predict(noisy, t, embedding)
+        assert z.shape[0] == embedding.shape[0] == 3, "one latent and one embedding per row"
+        assert noisy.shape == prediction.shape == model.target(z, noise, t).shape == z.shape, "shapes differ"
+        assert bool(torch.isfinite(prediction).all()), "the prediction is not finite"
+        assert model.denoiser in dict(model.network.named_children()), f"the network has no child {model.denoiser!r}"
+
+    def test_noise_grows_with_the_timestep(self, tmp_path: Path) -> None:
+        """At the first timestep a noisy latent is nearly the latent, at the last nearly the noise."""
+        model = self.loaded_with(Capability.DENOISE)
+        batch = self.batch(model, tmp_path, (0,))
+        z = model.latents(batch)
+        noise = batch.normal("noise", z.shape[1:])
+        early, late = (model.add_noise(z, noise, torch.tensor([t])) for t in (0, model.timesteps - 1))
+        assert float((early - z).norm()) < float((early - noise).norm()), "the first timestep is mostly noise"
+        assert float((late - noise).norm()) < float((late - z).norm()), "the last timestep is mostly picture"
+
+    def test_a_row_does_not_depend_on_its_batch(self, tmp_path: Path) -> None:
+        """Latents, embedding and prediction of a row are the same alone and among others."""
+        model = self.loaded_with(Capability.DENOISE)
+        whole, alone = self.batch(model, tmp_path), self.batch(model, tmp_path, (1,))
+        t = torch.tensor([5, 5, 5])
+        for name, many, one in (
+            ("latents", model.latents(whole)[1:2], model.latents(alone)),
+            ("embedding", model.embed(whole.captions)[1:2], model.embed(alone.captions)),
+            (
+                "prediction",
+                model.predict(model.latents(whole), t, model.embed(whole.captions))[1:2],
+                model.predict(model.latents(alone), t[:1], model.embed(alone.captions)),
+            ),
+        ):
+            assert torch.allclose(many, one, rtol=1e-4, atol=1e-5), f"{name} of a row depends on its batch"
+
+    def test_captions_matter(self, tmp_path: Path) -> None:
+        """Equal captions have equal embeddings, others have others, and the prediction follows."""
+        model = self.loaded_with(Capability.DENOISE)
+        first, second, again = model.embed([*self.prompts, self.prompts[0]])
+        assert torch.equal(first, again), "equal captions have two embeddings"
+        assert not torch.equal(first, second), "two captions have one embedding"
+        z, t = model.latents(self.batch(model, tmp_path, (0,))), torch.tensor([model.timesteps // 2])
+        predictions = [model.predict(z, t, embedding[None]) for embedding in (first, second)]
+        assert not torch.equal(*predictions), "the prediction does not depend on the caption"
+
+    def test_gradients_reach_the_denoiser(self, tmp_path: Path) -> None:
+        """What is trained sits in the denoiser, so gradients must arrive there."""
+        model = self.loaded_with(Capability.DENOISE)
+        weight = next(p for p in model.network[model.denoiser].parameters() if p.dim() > 1)
+        weight.requires_grad_(True)
+        z = model.latents(self.batch(model, tmp_path, (0,)))
+        model.predict(z, torch.tensor([1]), model.embed(self.prompts[:1])).square().mean().backward()
+        assert weight.grad is not None, "no gradient reaches the denoiser"
+        assert bool(weight.grad.any()), "the gradient of the denoiser is zero"
+
+    def test_pictures_follow_their_seed(self) -> None:
+        """A picture depends on prompt and seed, never on the batch; uint8, in the model's resolution."""
+        model = self.loaded_with(Capability.GENERATE)
+        size = model.facts.resolution
+        a, b = self.prompts
+        with nothing_global_changes():
+            images = model.generate([a, a, b], [1, 2, 1], **self.settings_to_generate)
+        assert isinstance(images, np.ndarray), "pictures must be one numpy array"
+        assert images.dtype == np.uint8, f"pictures are {images.dtype}"
+        assert images.shape == (3, size, size, 3), f"pictures have the shape {images.shape}"
+        assert not np.array_equal(images[0], images[1]), "two seeds gave one picture"
+        assert not np.array_equal(images[0], images[2]), "two prompts gave one picture"
+        alone = model.generate([a], [2], **self.settings_to_generate)[0]
+        difference = np.abs(alone.astype(int) - images[1].astype(int)).max()
+        assert difference <= 2, f"a picture changes by {difference} of 255 levels with its batch"
+
+    def test_steps_and_guidance_matter(self) -> None:
+        """Sampling settings are used."""
+        model = self.loaded_with(Capability.GENERATE)
+        usual = model.generate([self.prompts[0]], [1], **self.settings_to_generate)
+        for key, value in (("steps", 4), ("guidance", 5.0)):
+            other = model.generate([self.prompts[0]], [1], **{**self.settings_to_generate, key: value})
+            assert not np.array_equal(usual, other), f"{key} changes no picture"
+
+    def test_model_is_left_alone(self, tmp_path: Path) -> None:
+        """Preparing, predicting and generating change no weight, mode or flag."""
+        model = self.load()
+        before = Snapshot.of(model.network)
+        model.prepare(self.examples(model), toy_run(tmp_path))
+        if Capability.GENERATE in model.facts.capabilities:
+            model.generate([self.prompts[0]], [0], **self.settings_to_generate)
+        assert not before.differences(model.network), before.differences(model.network)
+
+    def test_logits_per_image(self) -> None:
+        """A classifier gives one row of logits and one of features per image, whatever the batch."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        size = model.facts.resolution
+        images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        logits, features = model.logits(images), model.features(images)
+        assert logits.shape[0] == features.shape[0] == 3, "one row per image"
+        assert logits.dim() == features.dim() == 2, "logits and features are (B, K) and (B, D)"
+        assert torch.allclose(model.logits(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5), "depends on the batch"

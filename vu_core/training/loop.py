@@ -1,0 +1,333 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from vu_core.contracts import Theta
+from vu_core.data import Examples, ForgetRetain, Side
+from vu_core.errors import RecordError, UnlearnError
+from vu_core.ops.norms import clip_to_norm
+from vu_core.run import Run
+from vu_core.training import checkpoint as checkpoints
+from vu_core.training.checkpoint import Checkpoint
+from vu_core.training.gradients import SIDES, Combined, Gradients, Losses, constant_coefficients, needed_sides
+from vu_core.training.order import Order, sides_of
+from vu_core.training.processes import Processes, processes
+from vu_core.training.scale import LossScale
+from vu_core.training.settings import Training, check_warmup, learning_rate, planned_steps
+
+
+def fit(theta: Theta, losses: Losses, data: ForgetRetain, run: Run, name: str = "main") -> None:
+    """Train ``theta`` on the losses of a method, as ``run.training`` says.
+
+    Each optimiser step draws one batch per side, computes ``g = a_retain g_retain + a_forget g_forget`` with the
+    weighting of the run, adds the penalties of its regularizers, scales ``g`` down to ``max_grad_norm`` and takes one
+    AdamW step. Progress is emitted at every step, a checkpoint is written every ``checkpoint_every`` seconds, at the
+    end and when the user interrupts. When the run is resuming, the newest whole checkpoint of the phase is continued; a
+    finished phase is skipped. On one machine with the same settings a resumed run ends bitwise as an uninterrupted one.
+
+    Args:
+        theta: what is trained; attached to a model that is in eval mode and stays in it.
+        losses: called with the batches ``forget``, ``retain`` or both; returns one scalar per key it was handed, the
+            mean over the batch, computed in float32. With a linear weighting it gets both keys at once. Its random
+            numbers come from the batches; PyTorch's global generator is seeded per step.
+        data: train examples of both sides; an empty side is left out.
+        run: settings, randomness, folder, events.
+        name: of the phase; a method with several calls of `fit` names each, in lower-case words.
+
+    Raises:
+        ConfigError: ``VU-C030`` warm-up too long; ``VU-C031`` not exactly one of steps and epochs.
+        UnlearnError: ``VU-U030`` nothing to train; ``VU-U031`` a loss or gradient that is not finite; ``VU-U032``
+            losses that do not fit the batches; ``VU-U033`` no gradient arrives; ``VU-U034`` no examples; ``VU-U035`` a
+            phase name used twice; ``VU-U037`` a phase name that cannot be part of a file name.
+        RecordError: ``VU-R030`` the checkpoint belongs to other parameters.
+
+    Example:
+        A whole method::
+
+            theta = run.parameterise(model)
+            fit(theta, lambda batches: {side: loss_of(model, batch) for side, batch in batches.items()}, data, run)
+            return theta.edit()
+
+    Source:
+        AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101.
+    """
+    phase = _Phase.begin(theta, losses, data, run, name)
+    phase.resume_or_prepare(data)
+    devices = [theta.parameters()[0].device] if theta.parameters()[0].is_cuda else []
+    # Once around all steps: every step seeds the global generators itself, and what the caller had comes back at the
+    # end.
+    with torch.random.fork_rng(devices=devices):
+        phase.train()
+
+
+def total_steps(data: ForgetRetain, run: Run) -> int:
+    """Return the number of optimiser steps that `fit` would take on the data.
+
+    Counts only the sides that the run's weighting uses, and all processes that share a batch; asking starts their
+    group, so every process must ask. For methods that hand `fit` other tables than they were handed, such as a bank.
+
+    Raises:
+        ConfigError: ``VU-C031`` not exactly one of steps and epochs. UnlearnError: ``VU-U034`` no examples.
+    """
+    if run.training is None:
+        raise RuntimeError("total_steps needs run.training: the method's Config has no field 'training'")
+    sides = sides_of(data, needed_sides(constant_coefficients(run.weighting, {})))
+    return _steps(run.training, sides, processes(torch.device(run.device)))
+
+
+def _steps(training: Training, sides: Mapping[Side, Examples], group: Processes) -> int:
+    """Return the steps of a phase; an epoch is a pass over the forget examples, without any over the retain ones."""
+    counts = {side: len(examples) for side, examples in sides.items()}
+    passed = counts.get("forget", counts.get("retain", 0))
+    return planned_steps(training, passed, group.count, counts.get("retain"))
+
+
+@attrs.define(eq=False)
+class _Phase:
+    """One call of `fit`."""
+
+    theta: Theta
+    run: Run
+    name: str
+    training: Training
+    total: int
+    order: Order
+    gradients: Gradients
+    optimizer: torch.optim.Optimizer
+    group: Processes
+    step: int = 0
+    whole: bool = True
+    """The tensors are those after ``step`` finished steps; false while an update changes them."""
+    values: dict[str, Any] = attrs.field(factory=dict)
+    """JSON state after ``step`` finished steps: of the weighting, and of the loss scale."""
+
+    @classmethod
+    def begin(cls, theta: Theta, losses: Losses, data: ForgetRetain, run: Run, name: str) -> _Phase:
+        training, parameters = run.training, theta.parameters()
+        if training is None:
+            raise RuntimeError("fit needs run.training: the method's Config has no field 'training'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]*", name):
+            raise UnlearnError(
+                "VU-U037",
+                f"The phase name {name!r} cannot be part of a file name.",
+                "Report to the author of the method: fit takes names of letters, digits, spaces, '-', '_' and '.'.",
+            )
+        if not parameters:
+            raise UnlearnError(
+                "VU-U030",
+                "There is no trainable tensor to optimise.",
+                "Choose other targets.",
+                where="unlearner.parameters",
+            )
+        device = parameters[0].device
+        group = processes(device)
+        scale = LossScale(active=run.precision == "fp16")
+        gradients = Gradients(theta, losses, run.weighting, run.regularizers, {}, run.precision, group, scale)
+        sides = sides_of(data, gradients.needed())
+        total = _steps(training, sides, group)
+        check_warmup(training, total)
+        order = Order(sides, run, name, training.batch_size, training.accumulation * group.count, device)
+        fused = device.type in ("cpu", "cuda", "mps")
+        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=fused)
+        phase = cls(theta, run, name, training, total, order, gradients, optimizer, group)
+        phase._remember_values()
+        return phase
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / "checkpoints"
+
+    def resume_or_prepare(self, data: ForgetRetain) -> None:
+        saved = None
+        if checkpoints.exists(self.folder, self.name):
+            if not self.run.resuming:
+                raise UnlearnError(
+                    "VU-U035",
+                    f"The phase {self.name!r} has checkpoints already, but the run is not being resumed.",
+                    "Report to the author of the method: each call of fit in a run needs its own name.",
+                    where=str(self.folder),
+                )
+            saved = checkpoints.newest(self.folder, self.name, lambda text: self.run.emit("warning", text=text))
+        if saved is None:
+            for regularizer in self.run.regularizers:
+                with self.theta.base():
+                    regularizer.prepare(self.theta.model, self.theta, data, self.run)
+            return
+        self._restore(saved)
+        if self.group.first:
+            self.run.emit("resume", phase=self.name, step=self.step, total=self.total)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        if saved.total != self.total:
+            raise RecordError(
+                "VU-R030",
+                f"The checkpoint of phase {self.name!r} is of a run with {saved.total} steps, but this one "
+                f"has {self.total}.",
+                "Resume with the settings of the run, or start a new one.",
+            )
+        part = _by_prefix(saved.tensors)
+        for index, regularizer in enumerate(self.run.regularizers):
+            regularizer.load_state(part.get(f"regularizer{index}", {}), self.theta)
+        self.theta.load_state(part.get("theta", {}))
+        state: dict[int, dict[str, Any]] = {}
+        for key, tensor in part.get("optimizer", {}).items():
+            place, _, field = key.partition(".")
+            state.setdefault(int(place), {})[field] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.gradients.weighting_state.update(saved.values["weighting"])
+        self.gradients.scale.value, self.gradients.scale.good = saved.values["scale"]
+        self.step = saved.step
+        self._remember_values()
+
+    def _remember_values(self) -> None:
+        scale = self.gradients.scale
+        self.values = {"weighting": copy.deepcopy(self.gradients.weighting_state), "scale": [scale.value, scale.good]}
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after ``step`` steps; only the first process does."""
+        if not self.group.first:
+            return
+        tensors = {f"theta.{key}": tensor for key, tensor in self.theta.state().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+        for index, regularizer in enumerate(self.run.regularizers):
+            tensors |= {f"regularizer{index}.{key}": value for key, value in regularizer.state().items()}
+        path = checkpoints.write(self.folder, self.name, Checkpoint(self.step, self.total, tensors, self.values))
+        file = path.relative_to(self.run.folder).as_posix()
+        self.run.emit("checkpoint", phase=self.name, step=self.step, total=self.total, file=file)
+
+    def train(self) -> None:
+        saved_at, saved_step = time.monotonic(), self.step
+        try:
+            while self.step < self.total:
+                self._one_step()
+                due = time.monotonic() - saved_at >= self.training.checkpoint_every
+                if due or self.step == self.total:
+                    self.save()
+                    saved_at, saved_step = time.monotonic(), self.step
+        except KeyboardInterrupt:
+            # In the middle of an update the state belongs to no step; the last checkpoint is continued then.
+            if self.whole and self.step != saved_step:
+                self.save()
+            raise
+
+    def _one_step(self) -> None:
+        seed = self.run.draw_seed("global", self.name, self.step, self.group.index)
+        _seed_global(seed, self.gradients.parameters[0].device)
+        self.theta.begin_step(self.step)
+        portions = list(self.order.step(self.step, self.group.index, self.group.count))
+        combined = self.gradients.compute(portions, self.step)
+        rate = learning_rate(self.training, self.step, self.total)
+        self.whole = False
+        numbers = {} if combined is None else self._update(combined, rate)
+        self.step += 1
+        self._remember_values()
+        self.whole = True
+        self._tell(numbers, rate)
+
+    def _update(self, combined: Combined, rate: float) -> dict[str, float]:
+        present = [p.grad for p in self.gradients.parameters if p.grad is not None]
+        if not present:
+            raise UnlearnError(
+                "VU-U033",
+                f"No trainable tensor got a gradient at step {self.step}.",
+                "Choose targets that the losses of the method depend on.",
+                where="unlearner.parameters",
+            )
+        norm = clip_to_norm(present, self.training.max_grad_norm)
+        numbers = _on_host(combined, norm)
+        self._check_finite(numbers)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for regularizer in self.run.regularizers:
+            regularizer.after_step(self.optimizer)
+        if combined.gram is not None and self.group.first:
+            flags = list(self.gradients.weighting_state.get("flags", []))
+            values: dict[str, Any] = {"step": self.step, "flags": flags, **_conflict(numbers)}
+            self.run.emit("gradient_conflict", **values)
+        return {key: value for key, value in numbers.items() if key.startswith("loss_") or key == "grad_norm"}
+
+    def _check_finite(self, numbers: Mapping[str, float]) -> None:
+        bad = [key for key, value in numbers.items() if not math.isfinite(value)]
+        if bad:
+            what = {"loss_forget": "The forget loss", "loss_retain": "The retain loss"}.get(bad[0], "The gradient")
+            raise UnlearnError(
+                "VU-U031",
+                f"{what} is not finite at step {self.step} of {self.total} (phase {self.name!r}); "
+                "nothing was changed by this step.",
+                "Use a smaller learning rate, or precision fp32; look at the data of this side.",
+                where="unlearner.training.lr",
+            )
+
+    def _tell(self, numbers: Mapping[str, float], rate: float) -> None:
+        if not self.group.first:
+            return
+        what = "training" if self.name == "main" else f"training ({self.name})"
+        durable = self.step == self.total or self.step % max(1, self.total // 100) == 0
+        values = {"what": what, "step": self.step, "total": self.total, "lr": rate, **numbers}
+        self.run.emit("progress", durable=durable, **values)
+
+
+def _seed_global(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # the generator of this device, not of the first one
+            torch.cuda.manual_seed(seed)
+
+
+def _by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        prefix, _, rest = key.partition(".")
+        parts.setdefault(prefix, {})[rest] = tensor
+    return parts
+
+
+def _on_host(combined: Combined, norm: Tensor) -> dict[str, float]:
+    """Fetch every number of a step by one copy from the device."""
+    named: dict[str, Tensor | float] = {
+        f"loss_{side}": combined.losses[side] for side in SIDES if side in combined.losses
+    }
+    named["grad_norm"] = norm
+    if combined.gram is not None:
+        named |= {"rr": combined.gram[0, 0], "rf": combined.gram[0, 1], "ff": combined.gram[1, 1]}
+        named |= {"a_r": combined.coefficients[0], "a_f": combined.coefficients[1]}
+    wide = torch.float32 if norm.device.type == "mps" else torch.float64
+    fetched = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    values = torch.stack([value.detach().to(norm.device, wide).reshape(()) for value in fetched.values()]).tolist()
+    return {**{k: float(v) for k, v in named.items() if k not in fetched}, **dict(zip(fetched, values, strict=True))}
+
+
+def _conflict(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """Return norms and cosines of the gradients from the Gram matrix; an undefined cosine is ``None``."""
+    rr, rf, ff = numbers["rr"], numbers["rf"], numbers["ff"]
+    a_r, a_f = numbers["a_r"], numbers["a_f"]
+    squared = a_r * a_r * rr + 2 * a_r * a_f * rf + a_f * a_f * ff
+
+    def cosine(product: float, x: float, y: float) -> float | None:
+        return max(-1.0, min(1.0, product / math.sqrt(x) / math.sqrt(y))) if x > 0 and y > 0 else None
+
+    return {
+        "cos_rf": cosine(rf, rr, ff),
+        "norm_r": math.sqrt(rr),
+        "norm_f": math.sqrt(ff),
+        "a_r": a_r,
+        "a_f": a_f,
+        "cos_g_r": cosine(a_r * rr + a_f * rf, squared, rr),
+        "cos_g_f": cosine(a_r * rf + a_f * ff, squared, ff),
+    }

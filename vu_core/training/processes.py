@@ -1,0 +1,60 @@
+"""Several processes that train together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+_BUCKET = 1 << 24
+"""Elements that are added up at once over the processes."""
+
+
+@attrs.frozen
+class Processes:
+    """How many processes train together, and which of them this is.
+
+    Args:
+        count: number of processes; index: place of this one, from 0.
+    """
+
+    count: int = 1
+    index: int = 0
+
+    @property
+    def first(self) -> bool:
+        """This process reports and writes."""
+        return self.index == 0
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place."""
+        if self.count == 1:
+            return
+        bucket: list[Tensor] = []
+        for place, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            if place == len(tensors) - 1 or sum(t.numel() for t in bucket) >= _BUCKET:
+                _add_up_bucket(bucket)
+                bucket = []
+
+
+def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
+    from accelerate.utils import reduce
+
+    joined = reduce(torch.cat([tensor.reshape(-1) for tensor in bucket]), reduction="sum")
+    for tensor, part in zip(bucket, joined.split_with_sizes([t.numel() for t in bucket]), strict=True):
+        tensor.copy_(part.reshape(tensor.shape))
+
+
+def processes(device: torch.device) -> Processes:
+    """Return the process group that this process was started in; a single process touches no library for it."""
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not started and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device.type == "cpu")
+    return Processes(state.num_processes, state.process_index)
