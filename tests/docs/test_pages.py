@@ -1,12 +1,16 @@
 """The documentation: links lead somewhere, every error code has its page, every page is reachable."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("plugins/*/README.md")]
+)
 SOURCES = sorted([*ROOT.glob("vu_core/**/*.py"), *ROOT.glob("vu_cli/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py")])
 CODE = re.compile(r"VU-[A-Z]\d{3}")
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)|!\[[^\]]*\]\(([^)\s]+)\)")
@@ -51,5 +55,16 @@ def test_the_index_reaches_every_page_of_the_documentation() -> None:
 
 def test_the_project_speaks_of_the_project_alone() -> None:
     forbidden = re.compile(r"/work/|/root/|/home/\w+/|files\.pythonhosted|pypi\.org/simple")
-    hits = [str(p.relative_to(ROOT)) for p in [*PAGES, *SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml"] if forbidden.search(text(p))]
+    hits = [
+        str(p.relative_to(ROOT))
+        for p in [*PAGES, *SOURCES, ROOT / "Makefile", ROOT / "pyproject.toml"]
+        if forbidden.search(text(p))
+    ]
     assert hits == []
+
+
+def test_results_are_what_the_score_files_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/results.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ SIZE = 64
 """Height and width of an image in pixels."""
 
 SPLITS: dict[str, range] = {
-    "train": range(0, 1_000_000),
+    "train": range(1_000_000),
     "validation": range(1_000_000, 2_000_000),
     "held-out": range(2_000_000, 3_000_000),
 }
@@ -105,7 +105,8 @@ def render(object: str, style: str, index: int, seed: int = 0) -> NDArray[np.uin
     entropy = [seed, OBJECTS.index(object), STYLES.index(style), index]
     draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy))).random(24)
     image = PAINTERS[style](place(object, style, draws))
-    return np.floor(np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.floor(np.clip(image, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return levels
 
 
 def check_words(object: str, style: str) -> None:
@@ -162,7 +163,7 @@ def vivid(hue: float, draw: float) -> Colour:
 
 def coverage(distance: Field, softness: float = 1.0) -> Field:
     """Return how much of each pixel lies inside (1) a contour, smoothed over `softness` pixels."""
-    t = np.clip(np.float32(0.5) - distance * np.float32(1 / softness), 0, 1)
+    t: Field = np.clip(np.float32(0.5) - distance * np.float32(1 / softness), 0, 1)
     return t * t * (3 - 2 * t)
 
 
@@ -240,8 +241,9 @@ def checker(scene: Scene) -> Image:
     u, v = u / (2 * cell) + np.float32(scene.draws[8]), v / (2 * cell) + np.float32(scene.draws[9])
     u = (np.abs(u - np.floor(u) - np.float32(0.5)) - np.float32(0.25)) * 2 * cell  # distance to a vertical border
     v = (np.abs(v - np.floor(v) - np.float32(0.5)) - np.float32(0.25)) * 2 * cell
-    border = np.where((u < 0) == (v < 0), -1, 1) * np.minimum(np.abs(u), np.abs(v))
-    return blend(ground, blend(figure, accent, coverage(border.astype(np.float32), 1.4)), coverage(scene.distance(), 1.4))
+    nearest = np.minimum(np.abs(u), np.abs(v))
+    field = np.where((u < 0) == (v < 0), -nearest, nearest)
+    return blend(ground, blend(figure, accent, coverage(field, 1.4)), coverage(scene.distance(), 1.4))
 
 
 def gradient(scene: Scene) -> Image:
@@ -252,8 +254,8 @@ def gradient(scene: Scene) -> Image:
     ramp = np.clip(along * np.float32(0.62 / scene.radius) + np.float32(0.5), 0, 1)
     hue = (float(d[0]) + (0.3 if d[7] < 0.5 else 0.7)) % 1.0
     near = hsv(hue, 0.95, 1.0) if d[4] < 0.5 else hsv(hue, 1.0, 0.32)
-    far = vivid(float(d[0]), float(d[5])) if d[4] < 0.5 else figure
-    return blend(ground, blend(far, near * np.float32(0.85) + accent * np.float32(0.15), ramp), coverage(scene.distance(), 1.4))
+    end = near * np.float32(0.85) + accent * np.float32(0.15)
+    return blend(ground, blend(figure, end, ramp), coverage(scene.distance(), 1.4))
 
 
 def neon(scene: Scene) -> Image:

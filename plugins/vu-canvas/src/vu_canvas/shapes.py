@@ -30,15 +30,17 @@ def polar(radius: float, degrees: float) -> tuple[float, float]:
 def disc(x: Field, y: Field, radius: float, centre: tuple[float, float] = (0.0, 0.0)) -> Field:
     """Return the signed distance to a disc."""
     dx, dy = x - np.float32(centre[0]), y - np.float32(centre[1])
-    return np.sqrt(dx * dx + dy * dy) - np.float32(radius)
+    distance: Field = np.sqrt(dx * dx + dy * dy) - np.float32(radius)
+    return distance
 
 
 def box(x: Field, y: Field, width: float, height: float) -> Field:
     """Return the signed distance to a centred box with the given half width and half height."""
     dx, dy = np.abs(x) - np.float32(width), np.abs(y) - np.float32(height)
     outside_x, outside_y = np.maximum(dx, 0), np.maximum(dy, 0)
-    outside = np.sqrt(outside_x * outside_x + outside_y * outside_y)
-    return outside + np.minimum(np.maximum(dx, dy), 0)
+    outside: Field = np.sqrt(outside_x * outside_x + outside_y * outside_y)
+    inside: Field = np.minimum(np.maximum(dx, dy), 0)
+    return outside + inside
 
 
 def polygon(x: Field, y: Field, vertices: list[tuple[float, float]]) -> Field:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,15 @@ from torch import nn
 from vu_canvas.render import OBJECTS, STYLES, prompt
 from vu_canvas.training import vae as vae_stage
 from vu_canvas.training.data import draw
-from vu_canvas.training.loop import Say, Schedule, Trainer, averaged_weights, write_tensors
+from vu_canvas.training.loop import (
+    Loss,
+    Say,
+    Schedule,
+    Trainer,
+    averaged_weights,
+    trained_weights,
+    write_tensors,
+)
 from vu_canvas.training.tokenizer import MAX_LENGTH, build_tokenizer
 
 TEXT: dict[str, Any] = {
@@ -29,14 +39,17 @@ UNET: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (48, 128, 192),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (48, 112, 128),
     "layers_per_block": 1,
-    "norm_num_groups": 16,
-    "attention_head_dim": (2, 4, 4),  # diffusers reads these as numbers of heads
+    "norm_num_groups": 8,
+    "attention_head_dim": (2, 2, 4),  # diffusers reads these as numbers of heads
     "cross_attention_dim": 128,
 }
 """Arguments of diffusers' UNet2DConditionModel."""
+
+UNET_AT_FIRST: dict[str, Any] = {**UNET, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
+"""The same without attention at the finest level, for the first phase."""
 
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -51,7 +64,8 @@ SCHEDULER: dict[str, Any] = {
 }
 """Arguments of diffusers' DDIMScheduler."""
 
-SCHEDULE = Schedule(steps=8000, learning_rate=1.2e-3, warmup=200, weight_decay=1e-3, average=0.999, save_every=400)
+FIRST = Schedule(steps=1600, horizon=4600, learning_rate=1.2e-3, warmup=200, weight_decay=1e-3, save_every=400)
+SCHEDULE = Schedule(steps=3100, learning_rate=1.2e-3, warmup=100, weight_decay=1e-3, save_every=300)
 BATCH = 64
 IMAGES_PER_PAIR = 300
 DROPOUT = 0.1  # of captions, for classifier-free guidance
@@ -60,7 +74,7 @@ DROPOUT = 0.1  # of captions, for classifier-free guidance
 class TextToImage(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, unet: dict[str, Any]) -> None:
         super().__init__()
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -74,7 +88,7 @@ class TextToImage(nn.Module):
             **TEXT,
         )
         self.text = CLIPTextModel(text)
-        self.unet = UNet2DConditionModel(**UNET)
+        self.unet = UNet2DConditionModel(**unet)
 
     def forward(self, noisy: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return the predicted velocity for latents (B, 4, 16, 16), timesteps (B,) and tokens (B, 16)."""
@@ -113,43 +127,90 @@ def cached_moments(folder: Path, say: Say) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
-    """Train text encoder and UNet on latents of the training split.
+    """Train text encoder and UNet on latents of the training split, in two phases.
 
-    The loss is the mean squared error of the velocity at timesteps that are spread evenly over a batch.
+    The loss is the mean squared error of the velocity. In the first phase the UNet has no attention at the
+    finest level and timesteps are spread evenly; in the second phase attention is added there, as a branch
+    that begins at zero, and most timesteps lie in the middle, where the shapes are decided.
 
     Args:
         folder: Where checkpoints live; the autoencoder's checkpoint must be there.
         say: Where progress lines go.
-        schedule: How long and how fast.
+        schedule: How long and how fast the second phase is.
     """
-    from diffusers import DDIMScheduler
+    moments, rows, factor = cached_moments(folder, say)
+    data = Latents(moments, rows, factor, captions())
 
     torch.manual_seed(schedule.seed)
-    model = TextToImage()
+    model = TextToImage(UNET_AT_FIRST)
+    trainer = Trainer(model, replace(FIRST, seed=schedule.seed), folder, "diffusion-first", say)
+    trainer.resume()
+    trainer.run(data.loss_of(model, even_timesteps))
+
+    torch.manual_seed(schedule.seed + 1)
+    model = TextToImage(UNET)
+    grow(model, trained_weights(folder, "diffusion-first"))
     trainer = Trainer(model, schedule, folder, "diffusion", say)
     trainer.resume()
-    moments, rows, factor = cached_moments(folder, say)
-    tokens = captions()
-    kept = DDIMScheduler(**SCHEDULER).alphas_cumprod  # (1000,)
+    trainer.run(data.loss_of(model, middle_timesteps))
 
-    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
-        picked = torch.randint(len(rows), (BATCH,), generator=generator)
-        mean, logvar = moments[picked].float().chunk(2, dim=1)
-        noise = torch.randn(2, *mean.shape, generator=generator)
-        x = (mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise[0]) * factor  # (B, 4, 16, 16)
-        spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        t = (spread * len(kept)).long()
-        alpha, sigma = kept[t].sqrt().view(-1, 1, 1, 1), (1 - kept[t]).sqrt().view(-1, 1, 1, 1)
-        caption = torch.where(torch.rand(BATCH, generator=generator) < DROPOUT, len(tokens) - 1, rows[picked])
-        with torch.autocast("cpu", torch.bfloat16):
-            v = model(alpha * x + sigma * noise[1], t, tokens[caption])
-        return (v.float() - (alpha * noise[1] - sigma * x)).square().mean(), ""
 
-    trainer.run(loss)
+def grow(model: TextToImage, state: dict[str, torch.Tensor]) -> None:
+    """Load the weights of the first phase; the new attention adds nothing until it is trained."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or not all(".attentions." in name for name in missing):
+        raise ValueError("the checkpoint of the first phase belongs to another architecture")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in missing and ".proj_out." in name:
+                value.zero_()
+
+
+def even_timesteps(generator: torch.Generator) -> torch.Tensor:
+    """Return one position in [0, 1) per image, spread evenly over the batch."""
+    return (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+
+
+def middle_timesteps(generator: torch.Generator) -> torch.Tensor:
+    """Return one position in [0, 1) per image: one in eight evenly, the others logit-normal around 0.4."""
+    u = even_timesteps(generator).clamp(1e-4, 1 - 1e-4)
+    middle = torch.sigmoid(torch.special.ndtri(u) - 0.4)
+    return torch.where(torch.arange(BATCH) % 8 == 0, u, middle)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The training data: moments, captions and the schedule's noise levels."""
+
+    moments: torch.Tensor  # (N, 8, 16, 16)
+    rows: torch.Tensor  # (N,) positions in `tokens`
+    factor: float
+    tokens: torch.Tensor  # (101, 16), the last row is the empty prompt
+
+    def loss_of(self, model: TextToImage, timesteps: Callable[[torch.Generator], torch.Tensor]) -> Loss:
+        """Return the loss function of a model, for timesteps drawn by `timesteps`."""
+        from diffusers import DDIMScheduler
+
+        kept = DDIMScheduler(**SCHEDULER).alphas_cumprod  # (1000,)
+
+        def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+            picked = torch.randint(len(self.rows), (BATCH,), generator=generator)
+            mean, logvar = self.moments[picked].float().chunk(2, dim=1)
+            noise = torch.randn(2, *mean.shape, generator=generator)
+            x = (mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise[0]) * self.factor  # (B, 4, 16, 16)
+            t = (timesteps(generator) * len(kept)).long()
+            alpha, sigma = kept[t].sqrt().view(-1, 1, 1, 1), (1 - kept[t]).sqrt().view(-1, 1, 1, 1)
+            dropped = torch.rand(BATCH, generator=generator) < DROPOUT
+            caption = torch.where(dropped, len(self.tokens) - 1, self.rows[picked])
+            with torch.autocast("cpu", torch.bfloat16):
+                v = model(alpha * x + sigma * noise[1], t, self.tokens[caption])
+            return (v.float() - (alpha * noise[1] - sigma * x)).square().mean(), ""
+
+        return loss
 
 
 def load(folder: Path) -> TextToImage:
     """Return the trained networks with averaged weights, in float32."""
-    model = TextToImage()
+    model = TextToImage(UNET)
     model.load_state_dict(averaged_weights(folder, "diffusion"))
     return model.eval()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -41,11 +40,12 @@ class Schedule:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     save_every: int = 200
+    horizon: int = 0  # steps after which the learning rate would reach its end; 0: `steps`
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then half a cosine to 1 % of the peak."""
         warm = min(1.0, (step + 1) / max(1, self.warmup))
-        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, step / (self.horizon or self.steps))))
         return self.learning_rate * warm * (0.01 + 0.99 * fall)
 
 
@@ -58,14 +58,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file and rename it into place."""
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write a safetensors file and rename it into place."""
     part = path.with_suffix(path.suffix + ".part")
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, str(part))
-    os.replace(part, path)
+    part.chmod(0o644)
+    part.replace(path)
 
 
 class Trainer:
@@ -111,7 +112,7 @@ class Trainer:
         tensors = load_file(str(self.weights))
         self.step, self.seconds = int(tensors["step"].item()), float(record["seconds"])
         self.module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
+        self.average = {key: tensors[f"average.{key}"] for key, _ in self.parameters}  # in the order of the parameters
         if self.step:
             for key, value in self.parameters:
                 self.optimizer.state[value] = {
@@ -177,6 +178,12 @@ class Trainer:
     def averaged(self) -> dict[str, torch.Tensor]:
         """Return the module's state with the averaged weights in place of the trained ones."""
         return {**{k: v.detach().clone() for k, v in self.module.state_dict().items()}, **self.average}
+
+
+def trained_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a stage's checkpoint as they were at its last step, not averaged."""
+    tensors = load_file(str(folder / f"{name}.safetensors"))
+    return {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
 
 
 def averaged_weights(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from vu_canvas.render import OBJECTS, STYLES
@@ -18,7 +19,7 @@ END = "</w>"
 def merge_once(symbols: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
     """Return byte-pair encoded symbols: the known merges applied in the order of their rank."""
     while len(symbols) > 1:
-        pairs = list(zip(symbols, symbols[1:], strict=False))
+        pairs = list(pairwise(symbols))
         best = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
         if best not in merges:
             break
@@ -43,7 +44,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
             merges[(symbols[0], symbols[1])] = len(merges)
             tokens.append(symbols[0] + symbols[1])
             symbols = merge_once([*word[:-1], word[-1] + END], merges)
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return {token: row for row, token in enumerate(tokens)}, list(merges)
 
 

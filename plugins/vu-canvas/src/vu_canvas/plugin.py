@@ -1,0 +1,36 @@
+"""Names of the embedded default; imports nothing heavy."""
+
+from vu_core import Register, hookimpl
+
+
+@hookimpl
+def vu_register_models(register: Register) -> None:
+    """Name the models that this distribution ships."""
+    register(
+        "canvas-diffusion",
+        "vu_canvas.model:CanvasDiffusion",
+        summary="a small Stable Diffusion pipeline, shipped with its weights: ten objects in ten styles, 64x64",
+        default=True,
+    )
+
+
+@hookimpl
+def vu_register_datasets(register: Register) -> None:
+    """Name the data that this distribution draws."""
+    register(
+        "canvas",
+        "vu_canvas.dataset:Canvas",
+        summary="ten objects in ten styles, drawn on demand; forget style:neon, object:star or both at once",
+        default=True,
+    )
+
+
+@hookimpl
+def vu_register_recipes(register: Register) -> None:
+    """Name the settings that were tuned for (canvas-diffusion, method)."""
+    for method in ("fade", "fade-sparse-module", "fade-sparse-weight"):
+        register(
+            f"canvas-diffusion-{method}",
+            f"vu_canvas:recipes/{method}.toml",
+            summary=f"{method} on canvas-diffusion",
+        )

@@ -1,0 +1,1 @@
+"""FADE / SPARE: forget a concept by self-distillation with (sparse) LoRA."""

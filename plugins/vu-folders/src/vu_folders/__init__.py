@@ -1,0 +1,1 @@
+"""Pictures in folders as data for `vu`."""

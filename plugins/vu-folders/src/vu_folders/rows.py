@@ -1,0 +1,186 @@
+"""Pictures with captions, before they are split and read: plain values, torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from vu_core import DataError, Selection, Side, Split, digest
+from vu_folders.settings import PictureSettings
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "held-out")
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@attrs.frozen
+class Row:
+    """One picture as the data names it.
+
+    Args:
+        path: the file; name: how the data calls it.
+        caption: what it shows; overwrite: its own overwrite caption, empty when it has none.
+        labels: value per axis; where: file and line that named it.
+        content: SHA-256 of the file's bytes.
+    """
+
+    path: Path
+    name: str
+    caption: str
+    overwrite: str
+    labels: Mapping[str, str]
+    where: str
+    content: str = ""
+
+
+@attrs.frozen
+class Sides:
+    """The rows of a run, by split and side, in their fixed order; forget rows carry their overwrite caption.
+
+    The digest is over these rows and over the settings that decide which pixels of them are seen.
+    """
+
+    parts: Mapping[tuple[Split, Side], tuple[Row, ...]]
+    digest: str
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows per part, such as ``{"train/forget": 8}``."""
+        return {f"{split}/{side}": len(rows) for (split, side), rows in self.parts.items()}
+
+    def asked(self, split: Split, side: Side) -> tuple[Row, ...]:
+        """Return the rows whose captions are asked when ``split`` is measured: training rows where it has none."""
+        return self.parts[split, side] or self.parts["train", side]
+
+
+def fingerprinted(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the rows with the hash of their files' bytes, after checking that each file is a picture.
+
+    Raises:
+        DataError: VU-D070 for a missing file, VU-D073 for a file that is no picture.
+    """
+    return tuple(attrs.evolve(row, content=_content(row)) for row in rows)
+
+
+def _content(row: Row) -> str:
+    from PIL import Image
+
+    try:
+        data = row.path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "VU-D070",
+            f"The picture {row.name!r} cannot be read: there is no readable file {str(row.path)!r}.",
+            "Put the file there, or correct its name; relative names start at the folder of the file that lists them.",
+            where=row.where,
+        ) from error
+    try:
+        Image.open(io.BytesIO(data)).verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise no_picture(row.path, str(error) or type(error).__name__, row.where) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def no_picture(path: Path, cause: str, where: str) -> DataError:
+    """Return the error for a file that is no picture, or a damaged one."""
+    return DataError(
+        "VU-D073",
+        f"The file {str(path)!r} is no picture, or it is damaged: {cause.splitlines()[0]}.",
+        "Replace the file, or take it out of the data.",
+        where=where,
+    )
+
+
+def divide(forget: Sequence[Row], retain: Sequence[Row], settings: PictureSettings) -> Sides:
+    """Separate both sides into train, validation and held-out.
+
+    The different pictures of a side (files with equal bytes count once and stay together) are ordered by the hash of
+    their bytes; the first ``floor(held_out * n)`` are held out, the next ``floor(validation * n)`` are for validation,
+    but at least one each unless the fraction is 0, and at least one is left to train on. A picture that lies on both
+    sides is always trained on. ``max_forget`` and ``max_retain`` keep the first training pictures in that order.
+
+    Raises:
+        DataError: VU-D076 when a side has too few pictures for its parts.
+    """
+    both = {row.content for row in forget} & {row.content for row in retain}
+    parts: dict[tuple[Split, Side], tuple[Row, ...]] = {}
+    for side, rows, limit in (("forget", forget, settings.max_forget), ("retain", retain, settings.max_retain)):
+        place = _places(rows, both, settings, side)
+        ordered = sorted(rows, key=lambda row: (row.content, row.name))
+        for split in SPLITS:
+            chosen = tuple(row for row in ordered if place[row.content] == split)
+            parts[split, side] = chosen[:limit] if split == "train" else chosen  # type: ignore[index]
+    lines = [
+        "\0".join((split, side, row.name, row.content, row.caption, row.overwrite))
+        for (split, side), rows in parts.items()
+        for row in rows
+    ]
+    pixels = f"{settings.resolution} {settings.crop} {settings.flip}"
+    return Sides(parts, digest("folders 1", pixels, *lines))
+
+
+def _places(rows: Sequence[Row], both: set[str], settings: PictureSettings, side: str) -> dict[str, Split]:
+    """Return the split of every picture of a side, by content."""
+    place: dict[str, Split] = dict.fromkeys(both, "train")
+    contents = sorted({row.content for row in rows} - both)
+    wanted = {"held-out": settings.held_out, "validation": settings.validation}
+    sizes = {split: max(1, int(part * len(contents) + 1e-9)) if part else 0 for split, part in wanted.items()}
+    trained = len(contents) - sum(sizes.values()) + len(both)
+    if rows and trained < 1:
+        raise DataError(
+            "VU-D076",
+            f"The {side} side has {len(contents)} different pictures; its parts need {sum(sizes.values()) + 1} or more:"
+            f" {sizes['held-out']} held out, {sizes['validation']} for validation, 1 to train on.",
+            "Add pictures, or lower data.held_out and data.validation (0 = no such part).",
+            where="data",
+        )
+    if not rows:
+        return place
+    for position, content in enumerate(contents):
+        held = position < sizes["held-out"]
+        seen = position < sizes["held-out"] + sizes["validation"]
+        place[content] = "held-out" if held else "validation" if seen else "train"
+    return place
+
+
+def with_overwrites(rows: Sequence[Row], selection: Selection, settings: PictureSettings) -> tuple[Row, ...]:
+    """Return forget rows with an overwrite caption each: their own, else that of the first concept they show.
+
+    Raises:
+        DataError: VU-D074 when a row has neither, or would be overwritten by its own caption.
+    """
+    done = tuple(attrs.evolve(row, overwrite=row.overwrite or _supplied(row, selection, settings)) for row in rows)
+    for row in done:
+        if row.overwrite == row.caption:
+            raise DataError(
+                "VU-D074",
+                f"The forget picture {row.name!r} would be overwritten by its own caption, {row.caption!r}.",
+                "Name another concept to take its place: --overwrite CONCEPT, or correct its overwrite caption.",
+                where=row.where,
+            )
+    return done
+
+
+def _supplied(row: Row, selection: Selection, settings: PictureSettings) -> str:
+    for concept in selection.concepts:
+        if concept.overwrite and all(row.labels.get(axis) == value for axis, value in concept.labels.items()):
+            word = next(iter(concept.overwrite_labels.values()), concept.overwrite)
+            return caption_of(word, settings)
+    raise DataError(
+        "VU-D074",
+        f"The forget picture {row.name!r} has no overwrite caption: what takes the place of what it shows?",
+        f"Give it a column {settings.overwrite_column!r}, or name one concept for all: --overwrite CONCEPT.",
+        where=row.where,
+    )
+
+
+def caption_of(word: str, settings: PictureSettings) -> str:
+    """Return the caption of a class or concept; underscores of folder names are spaces.
+
+    Example:
+        >>> caption_of("golden_retriever", PictureSettings())
+        'An image of golden retriever.'
+    """
+    return settings.caption_template.format(word.replace("_", " "))

@@ -1,0 +1,24 @@
+"""The conformance kit on every metric of this distribution."""
+
+from __future__ import annotations
+
+from vu_core.testing import MetricTests
+from vu_metrics.denoising_gap import DenoisingGap
+from vu_metrics.edit_size import EditSize
+from vu_metrics.unlearncanvas import UnlearnCanvas
+
+
+class TestUnlearnCanvas(MetricTests):
+    plugin = UnlearnCanvas
+    tested_elsewhere = ("resamples",)  # the toy has so few pictures that one resample more moves no quantile
+
+
+class TestEditSize(MetricTests):
+    plugin = EditSize
+    reads_evaluation = False
+
+
+class TestDenoisingGap(MetricTests):
+    plugin = DenoisingGap
+    settings = {"examples": 3, "draws": 2, "coordinates": 16, "resamples": 100, "min_ratio": 0.0}
+    other_values = {"min_ratio": 1e6, "examples": 1}
