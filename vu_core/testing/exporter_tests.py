@@ -50,7 +50,7 @@ class ExporterTests(PluginTests):
         return [(file.name, digest(file.read_bytes())) for file in self.export(folder, config=config)]
 
     def test_files_lie_in_the_folder(self, tmp_path: Path) -> None:
-        """Every file is there, is not empty, and is no pickle."""
+        """Every file is there, is not empty, and cannot run code when it is read."""
         files = self.export(tmp_path)
         assert files, "no files"
         for file in files:
