@@ -89,7 +89,7 @@ def _brief(value: Any) -> str:
 
 def value_text(value: Any) -> str:
     """Return a value as a configuration file writes it; ``(none)`` for an absent one."""
-    from vu_core.toml_text import toml_value
+    from vu_core.config import toml_value
 
     return "(none)" if value is None else toml_value(value)
 

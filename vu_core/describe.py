@@ -8,18 +8,17 @@ from typing import Any
 
 import attrs
 
-from vu_core.config import RESERVED, RawConfig, plain
-from vu_core.convert import type_words
+from vu_core.config import RESERVED, RawConfig, dotted, plain, toml_value
+from vu_core.config.conversion import type_words
+from vu_core.config.layers import Layer, Setting, config_class, default_layer, lay, leaves
+from vu_core.config.reading import Reading
+from vu_core.config.recipes import find_recipe
 from vu_core.errors import PluginError
-from vu_core.layers import Layer, Setting, config_class, default_layer, lay, leaves
 from vu_core.plugins import Plugins
-from vu_core.reading import Reading
-from vu_core.recipes import find_recipe
 from vu_core.registry import WORDS, Entry
 from vu_core.setting import allowed_range
 from vu_core.source import Source
 from vu_core.stages.structure import AXIS_PATHS, axis_layers
-from vu_core.toml_text import dotted, toml_value
 
 CONFIGURABLE = (
     "model",

@@ -233,11 +233,17 @@ def _work(
         raise
     except Exception as error:
         log.append(Event("error", "run", {"problem": f"{type(error).__name__}: {error}"}))
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, which may be many things on many devices
+        if _is_out_of_memory(error):
             raise _out_of_memory(plan) from error
         raise
     _check_status(record, strict)
     return record
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell it by name and text: torch has an error of its own on a GPU, and none on the CPU."""
+    names = {each.__name__ for each in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _out_of_memory(plan: Plan) -> UnlearnError:
@@ -271,12 +277,18 @@ def _stages(plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resumi
         started = time.monotonic()
         with _stage(emit, "unlearn"):
             edit = unlearn(bench)
+            for section in bench.run.report.sections:
+                emit(Event("section", "unlearn", {"title": section.title, "html": section.html}))
             with run_folder.writing(edit_file):
                 save_edit(edit, edit_file)
         served = getattr(bench.run.attribution, "served", ())
         if not resuming and not served:  # else only a part of the work was done
             with dispensable(bench.run.emit):
                 remember_speed(plan, time.monotonic() - started)
+    else:
+        for event in run_folder.read_events(folder):
+            if event["type"] == "section":
+                bench.run.report.add(event["values"]["title"], event["values"]["html"])
     # What is measured is what lies on the disk.
     edit = load_edit(edit_file)
     with _stage(emit, "measure"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vu_core import (
 )
 from vu_core.testing import toy_methods as methods
 from vu_core.testing import unlearner_tests
-from vu_core.testing.proof import Broken, but, case, red, unproven
+from vu_core.testing.proof import Broken, Proof, ProofTests, but, case, red
 from vu_core.weightings import Simple
 
 COUNTER = itertools.count(1)
@@ -301,35 +301,13 @@ ATTRIBUTION: list[Broken] = [
 ]
 
 
-PROOFS: list[tuple[type[Any], list[Broken], tuple[str, ...]]] = [
-    (kit.PluginTests, SHARED, ()),
-    (kit.WeightingTests, WEIGHTING, ()),
-    (kit.UnlearnerTests, UNLEARNER, ("test_edit_survives_its_file",)),
-    (kit.AttributionTests, ATTRIBUTION, ()),
-]
-"""Kit, broken plugins, and the checks that a test of their own proves below."""
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Broken plugins leave things behind; no other test may see them."""
-    grad = torch.is_grad_enabled()
-    with torch.random.fork_rng():
-        yield
-    torch.set_grad_enabled(grad)
-
-
-@pytest.mark.parametrize("broken", [entry for _, entries, _ in PROOFS for entry in entries], ids=str)
-def test_a_broken_plugin_turns_the_check_red(broken: Broken, tmp_path: Path) -> None:
-    said = red(broken.make(), broken.check, tmp_path)
-    assert said, "the check is green on a broken plugin"
-    assert broken.words in said, f"red for another reason: {said}"
-
-
-@pytest.mark.parametrize(("tests", "entries", "elsewhere"), PROOFS, ids=[tests.__name__ for tests, _, _ in PROOFS])
-def test_every_check_has_a_broken_plugin(tests: type[Any], entries: list[Broken], elsewhere: tuple[str, ...]) -> None:
-    shared = kit.PluginTests if tests is not kit.PluginTests else None
-    assert set(unproven(tests, entries, shared)) == set(elsewhere)
+class TestProofs(ProofTests):
+    proofs = (
+        Proof(kit.PluginTests, SHARED),
+        Proof(kit.WeightingTests, WEIGHTING, shared=kit.PluginTests),
+        Proof(kit.UnlearnerTests, UNLEARNER, elsewhere=("test_edit_survives_its_file",), shared=kit.PluginTests),
+        Proof(kit.AttributionTests, ATTRIBUTION, shared=kit.PluginTests),
+    )
 
 
 def test_an_edit_that_loses_something_turns_the_check_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 import pytest
-import torch
 
 import vu_core.testing as kit
 from vu_core import (
@@ -20,7 +19,7 @@ from vu_core import (
 )
 from vu_core.testing import toy_methods as methods
 from vu_core.testing import toys
-from vu_core.testing.proof import Broken, but, case, red, unproven
+from vu_core.testing.proof import Broken, Proof, ProofTests, but, case
 from vu_core.testing.toy_painter import ToyPainter
 
 COUNTER = itertools.count(1)
@@ -138,34 +137,12 @@ COMMAND = [
 ]
 
 
-PROOFS: list[tuple[type[Any], list[Broken], tuple[str, ...]]] = [
-    (kit.MetricTests, METRIC, ()),
-    (kit.RecipeTests, RECIPE, ()),
-    (kit.CommandTests, COMMAND, ()),
-]
-"""Kit, broken plugins, and the checks that a test of their own proves below."""
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Broken plugins leave things behind; no other test may see them."""
-    grad = torch.is_grad_enabled()
-    with torch.random.fork_rng():
-        yield
-    torch.set_grad_enabled(grad)
-
-
-@pytest.mark.parametrize("broken", [entry for _, entries, _ in PROOFS for entry in entries], ids=str)
-def test_a_broken_plugin_turns_the_check_red(broken: Broken, tmp_path: Path) -> None:
-    said = red(broken.make(), broken.check, tmp_path)
-    assert said, "the check is green on a broken plugin"
-    assert broken.words in said, f"red for another reason: {said}"
-
-
-@pytest.mark.parametrize(("tests", "entries", "elsewhere"), PROOFS, ids=[tests.__name__ for tests, _, _ in PROOFS])
-def test_every_check_has_a_broken_plugin(tests: type[Any], entries: list[Broken], elsewhere: tuple[str, ...]) -> None:
-    shared = kit.PluginTests if tests is not kit.PluginTests else None
-    assert set(unproven(tests, entries, shared)) == set(elsewhere)
+class TestProofs(ProofTests):
+    proofs = (
+        Proof(kit.MetricTests, METRIC, shared=kit.PluginTests),
+        Proof(kit.RecipeTests, RECIPE, shared=kit.PluginTests),
+        Proof(kit.CommandTests, COMMAND, shared=kit.PluginTests),
+    )
 
 
 def test_toys_refuse_what_they_cannot_do(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vu_core import (
     setting,
 )
 from vu_core.testing import toys
-from vu_core.testing.proof import Broken, but, case, red, unproven
+from vu_core.testing.proof import Broken, Proof, ProofTests, but, case, red
 from vu_core.testing.toy_painter import ToyPainter
 
 COUNTER = itertools.count(1)
@@ -373,33 +373,11 @@ class Prints(toys.ToyData):
         return super().parse(forget, overwrite)
 
 
-PROOFS: list[tuple[type[Any], list[Broken], tuple[str, ...]]] = [
-    (kit.ModelTests, MODEL, ("test_inspect_reads_no_weights_into_torch",)),
-    (kit.DatasetTests, DATA, ("test_planning_imports_no_torch",)),
-]
-"""Kit, broken plugins, and the checks that a test of their own proves below."""
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Broken plugins leave things behind; no other test may see them."""
-    grad = torch.is_grad_enabled()
-    with torch.random.fork_rng():
-        yield
-    torch.set_grad_enabled(grad)
-
-
-@pytest.mark.parametrize("broken", [entry for _, entries, _ in PROOFS for entry in entries], ids=str)
-def test_a_broken_plugin_turns_the_check_red(broken: Broken, tmp_path: Path) -> None:
-    said = red(broken.make(), broken.check, tmp_path)
-    assert said, "the check is green on a broken plugin"
-    assert broken.words in said, f"red for another reason: {said}"
-
-
-@pytest.mark.parametrize(("tests", "entries", "elsewhere"), PROOFS, ids=[tests.__name__ for tests, _, _ in PROOFS])
-def test_every_check_has_a_broken_plugin(tests: type[Any], entries: list[Broken], elsewhere: tuple[str, ...]) -> None:
-    shared = kit.PluginTests if tests is not kit.PluginTests else None
-    assert set(unproven(tests, entries, shared)) == set(elsewhere)
+class TestProofs(ProofTests):
+    proofs = (
+        Proof(kit.ModelTests, MODEL, elsewhere=("test_inspect_reads_no_weights_into_torch",), shared=kit.PluginTests),
+        Proof(kit.DatasetTests, DATA, elsewhere=("test_planning_imports_no_torch",), shared=kit.PluginTests),
+    )
 
 
 def heavy(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> type[Any]:

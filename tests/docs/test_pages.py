@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def test_the_index_reaches_every_page_of_the_documentation() -> None:
         todo += [page.parent / match.group(1) for match in LINK.finditer(text(page)) if match.group(1)]
     pages = {page.resolve() for page in ROOT.glob("docs/**/*.md")}
     assert sorted(str(page.relative_to(ROOT)) for page in pages - seen) == []
+
+
+def needed(distribution: str) -> set[str]:
+    """Return the distributions of this repository that one needs, itself and the core included."""
+    folder = ROOT if distribution == "vu-core" else ROOT / "plugins" / distribution
+    names = tomllib.loads(text(folder / "pyproject.toml"))["project"]["dependencies"]
+    ours = {re.split(r"[^\w-]", name)[0] for name in names if name.startswith("vu-")}
+    return {distribution}.union(*map(needed, ours))
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *ROOT.glob("plugins/*/README.md")], ids=lambda p: p.parent.name)
+def test_the_install_line_names_what_is_needed_and_no_more(page: Path) -> None:
+    (line,) = re.findall(r"`pip install -c constraints.txt (\. .*?)`", text(page), flags=re.S)
+    named = {"vu-core" if path == "." else path.removeprefix("./plugins/") for path in line.split()}
+    distribution = page.parent.name if page.parent != ROOT else "vu-fade"
+    assert named == needed(distribution)
 
 
 def test_the_project_speaks_of_the_project_alone() -> None:

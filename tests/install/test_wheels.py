@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -42,10 +44,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / ("Scripts" if os.name == "nt" else "bin")
 
 
-def install(environment: Path, *files: Path) -> None:
+def install(environment: Path, *files: Path, dry: bool = False) -> None:
     command = [environment / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    succeed(*command, "-c", ROOT / "constraints.txt", *files)
+    succeed(*command, *(["--dry-run"] if dry else []), "-c", ROOT / "constraints.txt", *files)
     succeed(environment / "python", "-m", "pip", "check")
+
+
+def needed(distribution: str) -> set[str]:
+    """Return the distributions of this repository that one declares, and those that they declare, with itself."""
+    names = tomllib.loads((ROOT / "plugins" / distribution / "pyproject.toml").read_text())["project"]["dependencies"]
+    ours = {re.split(r"[^\w-]", name)[0] for name in names if name.startswith("vu-")} - {"vu-core"}
+    return {distribution}.union(*map(needed, ours))
 
 
 def clean() -> dict[str, str]:
@@ -63,6 +72,9 @@ def test_core_alone_says_what_to_install_and_with_all_wheels_shows_the_same_plug
     assert refused.returncode == 2, refused.stderr
     assert "pip install vu-fade" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+    for project in PROJECTS[1:]:
+        install(environment, *(wheels[name] for name in needed(project.name)), dry=True)
 
     install(environment, *wheels.values())
     there = json.loads(succeed(environment / "vu", "list-plugins", "--json", cwd=tmp_path, env=clean()))

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from vu_core.cache import Cache, CachedAttribution, cache_root, settings_text
 from vu_core.config import Choice, RunConfig, run_id
+from vu_core.config.conversion import Mismatch, convert
+from vu_core.config.layers import config_class
 from vu_core.contracts import Dataset, Model, Unlearner
-from vu_core.convert import Mismatch, convert
 from vu_core.data import Examples, ForgetRetain
 from vu_core.errors import ConfigError, PlanError
 from vu_core.event import Event
-from vu_core.layers import config_class
 from vu_core.plan import Plan
 from vu_core.run import Run
 from vu_core.stages.bench import Bench
@@ -115,9 +115,10 @@ def base_method(plugins: Plugins, name: str, settings: Mapping[str, Any]) -> Unl
     try:
         config = convert(dict(settings), config_class(entry, plugin))
     except Mismatch as mismatch:
+        which = ((inside.lstrip(".") or "of the base method", text) for inside, text in mismatch.found)
         raise ConfigError(
             "VU-C051",
-            f"The setting {mismatch.suffix.lstrip('.') or 'of the base method'} of {entry.name!r}: {mismatch.text}.",
+            " ".join(f"The setting {name} of {entry.name!r}: {text}." for name, text in which),
             f"`vu describe {entry.name}` lists its settings.",
             where=f"base method {entry.name!r}",
         ) from mismatch

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vu_core.config import Override, RawConfig
+from vu_core.config import Override, RawConfig, dotted, lines_of_keys
 from vu_core.errors import ConfigError
-from vu_core.toml_text import dotted, lines_of_keys
 
 
 def read(path: Path | None = None, overrides: Sequence[Override] = ()) -> RawConfig:

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings
+from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings, dotted
+from vu_core.config.layers import Layer, constant_layer
+from vu_core.config.naming import resolve_name
+from vu_core.config.reading import DEFAULT, Reading
+from vu_core.config.recipes import find_recipe
 from vu_core.errors import ConfigError, PlanError, VuError, did_you_mean
-from vu_core.layers import Layer, constant_layer
-from vu_core.naming import resolve_name
 from vu_core.plugins import Plugins
-from vu_core.reading import DEFAULT, Reading
-from vu_core.recipes import find_recipe
 from vu_core.registry import FLAGS, Entry
-from vu_core.toml_text import dotted
 
 TABLES = ("run", "model", "data", "unlearner", "weighting", "regularizer", "measure", "metric")
 AXIS_PATHS = {

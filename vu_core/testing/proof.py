@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
+import torch
 
 
 @attrs.frozen
@@ -66,3 +67,56 @@ def unproven(tests: type[Any], broken: list[Broken], shared: type[Any] | None = 
     inherited = set(dir(shared)) if shared is not None else set()
     checks = {name for name in dir(tests) if name.startswith("test_")} - inherited
     return sorted(checks - {entry.check for entry in broken})
+
+
+@attrs.frozen
+class Proof:
+    """What proves one kit.
+
+    Args:
+        tests: the kit.
+        broken: broken plugins, at least one for each check of the kit.
+        elsewhere: checks that a test of their own proves.
+        shared: a kit whose checks this one inherits; they are proven with that kit.
+    """
+
+    tests: type[Any]
+    broken: list[Broken]
+    elsewhere: tuple[str, ...] = ()
+    shared: type[Any] | None = None
+
+
+class ProofTests:
+    """Run every `Broken` of some kits, and see that no check of theirs lacks one.
+
+    Example:
+        >>> class TestProofs(ProofTests):
+        ...     proofs = ()
+    """
+
+    proofs: ClassVar[tuple[Proof, ...]]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Make one test of each broken plugin and of each kit."""
+        if "broken" in metafunc.fixturenames:
+            metafunc.parametrize("broken", [each for proof in self.proofs for each in proof.broken], ids=str)
+        if "proof" in metafunc.fixturenames:
+            metafunc.parametrize("proof", self.proofs, ids=[proof.tests.__name__ for proof in self.proofs])
+
+    @pytest.fixture(autouse=True)
+    def as_it_was(self) -> Iterator[None]:
+        """Broken plugins leave things behind; no other test may see them."""
+        grad = torch.is_grad_enabled()
+        with torch.random.fork_rng():
+            yield
+        torch.set_grad_enabled(grad)
+
+    def test_a_broken_plugin_turns_the_check_red(self, broken: Broken, tmp_path: Path) -> None:
+        """A check that stays green on what it must catch is worth nothing."""
+        said = red(broken.make(), broken.check, tmp_path)
+        assert said, "the check is green on a broken plugin"
+        assert broken.words in said, f"red for another reason: {said}"
+
+    def test_every_check_has_a_broken_plugin(self, proof: Proof) -> None:
+        """A check that nobody proves may be unable to fail."""
+        assert set(unproven(proof.tests, proof.broken, proof.shared)) == set(proof.elsewhere)

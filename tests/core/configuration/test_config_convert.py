@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from datetime import date
+from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import attrs
 import pytest
 
 from vu_core import setting
-from vu_core.convert import Mismatch, convert, type_words
+from vu_core.config.conversion import Mismatch, convert, type_words
 
 
 class Colour(StrEnum):
     RED = "red"
 
 
+class Size(Enum):
+    SMALL = 1
+
+
 @attrs.frozen
 class Point:
     x: int = setting(help="x", ge=0)
     y: float = setting(0.0, help="y")
+
+    def __attrs_post_init__(self) -> None:
+        if self.x == self.y == 7:
+            raise ValueError("x and y are the same.")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +55,12 @@ class Point:
         ({"a": 1}, dict[str, int], {"a": 1}),
         ("red", Colour, Colour.RED),
         (Colour.RED, Colour, Colour.RED),
+        (1, Size, Size.SMALL),
+        (None, float | str | None, None),
+        (None, Point | None, None),
+        ({"x": 1}, Point | None, Point(1)),
+        ((Point(1),), tuple[Point, ...], (Point(1),)),
+        ([1, 2.5], Sequence[float], (1.0, 2.5)),
         ("a", Literal["a", 1], "a"),
         ([{"x": 1}], tuple[Point, ...], (Point(1),)),
         (1, Annotated[int, "note"], 1),
@@ -77,14 +93,16 @@ def test_what_fits(value, wanted, result):
         ([1], tuple[int, int], "has 1 elements", ""),
         ([1], Mapping[str, int], "must be a table of whole numbers", ""),
         ({"a": "x"}, Mapping[str, int], "must be a whole number", ".a"),
+        (True, Size, "must be one of 1, but is True", ""),
         ("blue", Colour, "must be one of 'red', but is 'blue'", ""),
         (True, Literal[1, 2], "must be one of 1, 2, but is True", ""),
         (2.5, int | None, "must be a whole number", ""),
         (2.5, int | str, "must be a whole number or text", ""),
         (True, int | str, "must be a whole number or text", ""),
-        ([{"z": 1}], tuple[Point, ...], "is unknown; known are x, y", "[0].z"),
-        ([{"x": -1}], tuple[Point, ...], "must be >= 0", "[0]"),
-        ([{"y": 1}], tuple[Point, ...], "x", "[0]"),
+        ([{"x": 1, "z": 1}], tuple[Point, ...], "is unknown; known are x, y", "[0].z"),
+        ([{"x": -1}], tuple[Point, ...], "must be >= 0, but is -1", "[0].x"),
+        ([{"y": 1}], tuple[Point, ...], "is required", "[0].x"),
+        ([{"x": 7, "y": 7}], tuple[Point, ...], "are the same", "[0]"),
         (10**400, float, "too large", ""),
         ([{"x": "s"}], tuple[Point, ...], "must be a whole number", "[0].x"),
         ([{"x": 1, "y": "s"}], tuple[Point, ...], "must be a number", "[0].y"),
@@ -93,13 +111,32 @@ def test_what_fits(value, wanted, result):
 def test_what_does_not_fit(value, wanted, said, suffix):
     with pytest.raises(Mismatch) as caught:
         convert(value, wanted)
-    assert said in caught.value.text
-    assert caught.value.suffix == suffix
+    [(inside, text)] = caught.value.found
+    assert said in text
+    assert inside == suffix
 
 
-def test_what_no_configuration_can_hold():
+def test_everything_that_does_not_fit_is_told():
+    with pytest.raises(Mismatch) as caught:
+        convert([{"x": "s", "y": -1, "z": 0}, {"x": -1}, {}], tuple[Point, ...])
+    assert [inside for inside, _ in caught.value.found] == ["[0].x", "[0].z", "[1].x", "[2].x"]
+    assert "[1].x must be >= 0, but is -1; [2].x is required" in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", [complex, Path, bytes, date, set[str], list, tuple, dict])
+@pytest.mark.parametrize("value", [1, "x", ["x"], {}])
+def test_what_no_configuration_can_hold(value, wanted):
     with pytest.raises(TypeError, match="cannot hold"):
-        convert(1, complex)
+        convert(value, wanted)
+
+
+def test_a_bug_in_a_validator_is_no_wrong_value():
+    @attrs.frozen
+    class Config:
+        field: int = setting(help="x", check=lambda value: 1 // value)
+
+    with pytest.raises(ZeroDivisionError):
+        convert({"field": 0}, Config)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vu_core import ConfigError
-from vu_core.config import Override, parse_set
+from vu_core.config import Override, dotted, lines_of_keys, parse_set, toml_value
 from vu_core.stages.read import read
-from vu_core.toml_text import dotted, lines_of_keys, toml_value
 
 DOCUMENT = '''# a comment = 1
 title = "a [table] # no comment"

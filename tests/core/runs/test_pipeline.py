@@ -227,14 +227,24 @@ def test_a_checksum_sees_what_simple_sums_miss() -> None:
         assert checksum(tensor) != checksum(changed)
 
 
+def _too_large() -> None:
+    torch.empty(2**62, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
-    ("error", "expected"), [(torch.OutOfMemoryError, UnlearnError), (ZeroDivisionError, ZeroDivisionError)]
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError, UnlearnError),
+        (MemoryError, UnlearnError),
+        (_too_large, UnlearnError),
+        (ZeroDivisionError, ZeroDivisionError),
+    ],
 )
 def test_what_goes_wrong_inside_a_method_is_noted(
     plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch, error: Any, expected: Any
 ) -> None:
     def fail(*arguments: Any) -> None:
-        raise error("no")
+        raise error("no") if isinstance(error, type) else error()
 
     events: list[Event] = []
     monkeypatch.setattr(toys.Push, "unlearn", fail)

@@ -178,6 +178,22 @@ def test_ctrl_c_at_any_stage_leaves_a_run_that_can_be_resumed(
         assert 6 <= steps[0] <= 7, "Ctrl-C writes a checkpoint"
 
 
+def test_sections_of_the_report_survive_an_interruption(
+    plugins: Plugins, raw: Raw, place: Path, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlearn = toys.Push.unlearn
+
+    def with_section(self: Any, model: Any, data: Any, run: Any) -> Any:
+        run.report.add("Layers", "<p>which layers moved</p>")
+        return unlearn(self, model, data, run)
+
+    monkeypatch.setattr(toys.Push, "unlearn", with_section)
+    with pytest.raises(Interrupted):
+        execute(raw(run__out="stopped"), plugins=plugins, on_event=_Stop("measure/stage:begin"))
+    resume(Path("stopped"), plugins=plugins)
+    assert (place / "stopped" / "report.html").read_text().count("which layers moved") == 1
+
+
 def test_resuming_continues_from_the_step_it_says(plugins: Plugins, raw: Raw, place: Path) -> None:
     with pytest.raises(Interrupted):
         execute(raw(run__out="stopped"), plugins=plugins, on_event=_Stop("unlearn/progress:5"))

@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import attrs
 
-from vu_core.config import RESERVED
-from vu_core.convert import Mismatch, convert
+from vu_core.config.conversion import Mismatch, convert
+from vu_core.config.run_config import RESERVED
+from vu_core.config.toml_text import dotted
 from vu_core.errors import PluginError, did_you_mean
 from vu_core.registry import Entry
-from vu_core.toml_text import dotted
 
 Report = Callable[[str, str], None]
 """Takes a dotted key and what is wrong with it."""
@@ -123,28 +123,11 @@ def lay(config: type[Any], layers: Sequence[Layer], path: str, report: Report) -
 
 def build(config: type[Any], settings: Settings, path: str, report: Report) -> Any:
     """Make the instance; returns ``None`` after reporting what is wrong."""
-    arguments: dict[str, Any] = {}
-    sound = True
-    for name, setting in settings.items():
-        if isinstance(setting, dict):
-            field = attrs.fields_dict(config)[name]
-            inner = nested(field.type)
-            value = build(inner, setting, f"{path}.{name}", report) if inner is not None else None
-            sound = sound and value is not None
-        elif setting.value is attrs.NOTHING:
-            report(setting.key, "is required.")
-            sound = False
-            continue
-        else:
-            value, fits = _checked(setting, report)
-            sound = sound and fits
-        arguments[name.lstrip("_")] = value
-    if not sound:
-        return None
     try:
-        return config(**arguments)
-    except ValueError as exc:  # a rule over several fields, in __attrs_post_init__
-        report(path, str(exc))
+        return convert(_values(settings), config)
+    except Mismatch as mismatch:
+        for inside, text in mismatch.found:
+            report(path + inside, f"{text}.")
         return None
 
 
@@ -214,16 +197,7 @@ def _settle_length(settings: Settings) -> None:
     settings[earlier.attribute.name] = attrs.evolve(earlier, value=None, origin=f"gives way to {later.attribute.name}")
 
 
-def _checked(setting: Setting, report: Report) -> tuple[Any, bool]:
-    """Return the value in the type of its field, and whether it is one and within the field's range."""
-    try:
-        value = convert(setting.value, setting.type)
-        if setting.attribute.validator is not None:
-            setting.attribute.validator(None, setting.attribute, value)
-    except Mismatch as mismatch:
-        report(setting.key + mismatch.suffix, f"{mismatch.text}.")
-    except (ValueError, TypeError) as exc:
-        report(setting.key, f"{str(exc).rstrip('.')}.")
-    else:
-        return value, True
-    return None, False
+def _values(settings: Settings) -> dict[str, Any]:
+    """Return what holds, as a file would say it; a required field that nobody set is not there."""
+    found = {name: _values(each) if isinstance(each, dict) else each.value for name, each in settings.items()}
+    return {name: value for name, value in found.items() if value is not attrs.NOTHING}

@@ -7,14 +7,15 @@ from typing import Any
 
 import attrs
 
-from vu_core.config import Choice, RawConfig
-from vu_core.convert import Mismatch, convert
+from vu_core.config.conversion import Mismatch, convert
+from vu_core.config.layers import Layer, build, config_class, constant_layer, default_layer, lay, leaves
+from vu_core.config.problems import Problems
+from vu_core.config.raw import RawConfig
+from vu_core.config.recipes import Recipe
+from vu_core.config.run_config import Choice
+from vu_core.config.toml_text import dotted
 from vu_core.errors import VuError
-from vu_core.layers import Layer, build, config_class, constant_layer, default_layer, lay, leaves
-from vu_core.problems import Problems
-from vu_core.recipes import Recipe
 from vu_core.registry import Entry, Registry
-from vu_core.toml_text import dotted
 
 # Ranks of the layers, see `Layer`: what --set and flags say outranks the file.
 DEFAULT, RECIPE, FILE, FLAG = 0, 1, 2, 3
@@ -87,7 +88,8 @@ class Reading:
         try:
             texts: tuple[str, ...] = convert(self.table(path)[name] if given else (), tuple[str, ...])
         except Mismatch as mismatch:
-            self.problems.add(key + mismatch.suffix, f"{mismatch.text}.")
+            for inside, text in mismatch.found:
+                self.problems.add(key + inside, f"{text}.")
             return ()
         for index, text in enumerate(texts):
             if not text.strip():

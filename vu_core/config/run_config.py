@@ -1,0 +1,109 @@
+"""The configuration of a run: frozen, complete, every value with its origin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from vu_core.registry import Entry
+from vu_core.setting import setting
+
+RESERVED: Mapping[str, tuple[str, ...]] = {
+    "model": ("name", "ref"),
+    "dataset": ("name", "ref", "forget", "overwrite"),
+    "unlearner": ("method", "parameters", "attribution"),
+    "parameters": ("name",),
+    "attribution": ("name",),
+    "weighting": ("name",),
+}
+"""Keys of a kind's table that belong to the table itself: no ``Config`` of the kind may have a field of that name."""
+
+
+def _device(value: Any) -> str | None:
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(value)):
+        return None
+    return f"must be 'cpu', 'cuda', 'cuda:<index>' or 'mps', but is {value!r}"
+
+
+@attrs.frozen
+class RunSettings:
+    """Table ``[run]``."""
+
+    seed: int | None = setting(
+        None, help="root of all random numbers; drawn, printed and recorded when absent", ge=0, lt=2**63
+    )
+    device: str = setting("cpu", help="cpu, cuda, cuda:1, mps", check=_device)
+    precision: str = setting("fp32", help="precision of the frozen model", choices=("fp32", "bf16", "fp16"))
+    threads: int | None = setting(None, help="CPU threads; all cores when absent", ge=1)
+    out: str | None = setting(None, help="the run folder itself; runs/<id> when absent")
+
+
+@attrs.frozen
+class MeasureSettings:
+    """Table ``[measure]``; a metric's own settings lie in ``[metric.NAME]``."""
+
+    split: str = setting("held-out", help="which part of data and seeds is asked", choices=("validation", "held-out"))
+    metrics: tuple[str, ...] | None = setting(None, help="names of metrics; those the data names when absent")
+    seeds: int = setting(2, help="seeds per item, counted from the start of the split", ge=1, le=10_000)
+    samples: int = setting(4, help="pictures in the report, before and after; 0 = none", ge=0)
+    steps: int | None = setting(None, help="sampling steps; those of the model when absent", ge=1)
+    guidance: float | None = setting(None, help="guidance scale; that of the model when absent", ge=0)
+
+
+@attrs.frozen
+class Choice:
+    """A plugin and its settings.
+
+    Args:
+        entry: who it is; config: instance of its ``Config``; ref: what follows ``NAME=`` (models and data).
+    """
+
+    entry: Entry
+    config: Any
+    ref: str = ""
+
+    @property
+    def name(self) -> str:
+        """Canonical name."""
+        return self.entry.name
+
+
+@attrs.frozen
+class RunConfig:
+    """Everything that defines a run.
+
+    Args:
+        run, measure: the tables of these names.
+        model, data, unlearner: the plugins.
+        parameters, weighting, attribution: axes that the method honours, else ``None``.
+        forget, overwrite: as the user wrote them.
+        regularizers: in the order given.
+        metrics: what is measured, in order: those of ``measure.metrics``, else those that the data names.
+        origins: for every dotted key, where its value comes from: ``default of fade``, ``run.toml:12``, ``--seed``, ...
+        notes: sentences for the user about how the configuration was understood.
+    """
+
+    run: RunSettings
+    model: Choice
+    data: Choice
+    forget: tuple[str, ...]
+    overwrite: tuple[str, ...]
+    unlearner: Choice
+    measure: MeasureSettings
+    parameters: Choice | None = None
+    weighting: Choice | None = None
+    attribution: Choice | None = None
+    regularizers: tuple[Choice, ...] = ()
+    metrics: tuple[Choice, ...] = ()
+    origins: Mapping[str, str] = attrs.field(factory=dict, eq=False)
+    notes: tuple[str, ...] = attrs.field(default=(), eq=False)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Every plugin that takes part."""
+        axes = (self.parameters, self.weighting, self.attribution)
+        named = (self.model, self.data, self.unlearner, *(axis for axis in axes if axis is not None))
+        return (*named, *self.regularizers, *self.metrics)
