@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from vu_cli.command import Command
 from vu_cli.comparison import Comparison, Row
 from vu_cli.options import shared
 from vu_core import RecordError, RunRecord, Score
@@ -19,7 +20,7 @@ Example:
 """
 
 
-@click.command(short_help="Show the scores and settings of several runs side by side.", epilog=EPILOG)
+@click.command(cls=Command, short_help="Show the scores and settings of several runs side by side.", epilog=EPILOG)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @shared()
 def compare(runs: tuple[Path, ...]) -> Comparison:
@@ -33,7 +34,8 @@ def compare(runs: tuple[Path, ...]) -> Comparison:
     if len(records) < 2:
         raise click.UsageError("Name at least two runs.")
     rows = _rows([_scores(record) for record in records])
-    return Comparison(_labels(records), rows, _differences([_settings(run) for run in runs]), _notes(records, rows))
+    notes = (*_repeated(runs), *_notes(records, rows))
+    return Comparison(_labels(records), rows, _differences([_settings(run) for run in runs]), notes)
 
 
 def _scores(record: RunRecord) -> tuple[Score, ...]:
@@ -54,6 +56,16 @@ def _rows(runs: Sequence[tuple[Score, ...]]) -> tuple[Row, ...]:
 
 def _labels(records: Sequence[RunRecord]) -> tuple[str, ...]:
     return tuple(f"{record.folder.name}\n{record.method}\n{', '.join(record.forget)}" for record in records)
+
+
+def _repeated(runs: Sequence[Path]) -> list[str]:
+    """Return a note per run that was named more than once."""
+    places = [run.resolve() for run in runs]
+    return [
+        f"{place.name} was named {places.count(place)} times: its columns are one run."
+        for place in dict.fromkeys(places)
+        if places.count(place) > 1
+    ]
 
 
 def _notes(records: Sequence[RunRecord], rows: Sequence[Row]) -> tuple[str, ...]:

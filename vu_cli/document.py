@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from vu_cli.session import Page
+from vu_cli.session import Measurement, Page
 from vu_core import Plan, Scorecard, Table
 from vu_core.config import as_dict
 from vu_core.score import scorecard_to_json
 
 
 def text(noun: Any) -> str:
-    """Return the one JSON document that ``--json`` prints for a noun; no NaN, no shortened numbers."""
+    """Return the one JSON document that ``--json`` prints for a noun; no NaN, no shortened numbers.
+
+    Raises:
+        ValueError: a score or a fact is not finite. Cells of tables may be: see `content`.
+    """
     return json.dumps(content(noun), indent=2, ensure_ascii=False, allow_nan=False)
 
 
@@ -24,10 +29,12 @@ def content(noun: Any) -> Any:
     """Return a noun as JSON values."""
     if isinstance(noun, Scorecard):
         return scorecard_to_json(noun)
+    if isinstance(noun, Measurement):
+        return {**scorecard_to_json(noun.scorecard), "files": list(noun.files), "warnings": list(noun.warnings)}
     if isinstance(noun, Page):
         return noun.facts
     if isinstance(noun, Table):
-        rows = [dict(zip(noun.columns, row, strict=True)) for row in noun.rows]
+        rows = [dict(zip(noun.columns, map(_cell, row), strict=True)) for row in noun.rows]
         return {"title": noun.title, "rows": rows, "notes": list(noun.notes)}
     if isinstance(noun, Plan):
         return _plan(noun)
@@ -39,6 +46,11 @@ def content(noun: Any) -> Any:
 def _plan(plan: Plan) -> dict[str, Any]:
     fields = {key: content(value) for key, value in _fields(plan).items() if key != "config"}
     return {**fields, "config": as_dict(plan.config)}
+
+
+def _cell(cell: Any) -> Any:
+    """Return a cell of a table; NaN and infinity, for which JSON has no word, become null as empty cells do."""
+    return None if isinstance(cell, float) and not math.isfinite(cell) else content(cell)
 
 
 def _plain(value: Any) -> Any:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
+from vu_cli.command import Command
 from vu_cli.options import shared
 from vu_cli.session import Page
 from vu_core import ConfigError, did_you_mean
+
+_BEGINS = re.compile(r"\s*([-*#|]|\d+\.)\s?")
+"""What begins a line of its own in a page: an item, a heading, a row of a table."""
 
 
 def pages_folder() -> Path:
@@ -34,7 +39,7 @@ Example:
 """
 
 
-@click.command(short_help="Explain an error code.", epilog=EPILOG)
+@click.command(cls=Command, short_help="Explain an error code.", epilog=EPILOG)
 @click.argument("code", shell_complete=_complete)
 @shared()
 def explain(code: str) -> Page:
@@ -59,12 +64,17 @@ def _hint(wanted: str) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Return a page without the marks that only a browser needs; code is set in instead."""
+    """Return a page without the marks that only a browser needs: code is set in, a paragraph is one line."""
     lines: list[str] = []
-    code = False
+    code = goes_on = False
     for line in markdown.splitlines():
         if line.startswith("```"):
-            code = not code
+            code, goes_on = not code, False
+        elif code:
+            lines.append(f"    {line}".rstrip())
+        elif goes_on and line.strip() and not _BEGINS.match(line):
+            lines[-1] += f" {line.strip()}"
         else:
-            lines.append(f"    {line}".rstrip() if code else line.lstrip("# ") if line.startswith("#") else line)
+            lines.append(line.lstrip("# ") if line.startswith("#") else line)
+            goes_on = bool(line.strip()) and not line.startswith(("#", "|"))
     return "\n".join(lines)

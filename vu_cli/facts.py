@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vu_cli import numbers
 from vu_core import Plan, RunRecord
 from vu_core.config import Choice, RunConfig, plain
+from vu_core.units import bytes_text
 
 if TYPE_CHECKING:
     from vu_core.describe import Description
@@ -28,10 +29,10 @@ def of_plan(plan: Plan) -> Rows:
         ("data", f"{data}: {counts}"),
         ("forget", ", ".join(concepts)),
         ("time", f"about {numbers.duration(cost.seconds)}"),
-        ("memory", f"about {numbers.size(cost.memory)}"),
-        ("disk", f"about {numbers.size(cost.disk)}"),
+        ("memory", f"about {bytes_text(cost.memory)}"),
+        ("disk", f"about {bytes_text(cost.disk)}"),
         ("images", f"{cost.images:,} to generate"),
-        ("downloads", numbers.size(cost.downloads) if cost.downloads else "none"),
+        ("downloads", bytes_text(cost.downloads) if cost.downloads else "none"),
     ]
 
 

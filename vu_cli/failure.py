@@ -14,26 +14,39 @@ from pathlib import Path
 
 import click
 
+from vu_cli.output import LOST
 from vu_cli.render import show_error, show_line
 from vu_cli.session import Session
-from vu_core import ConfigError, VuError, did_you_mean
+from vu_core import ConfigError, RecordError, VuError, did_you_mean
 
 BUG_STATUS = 1
 _DISTRIBUTIONS = ("vu-core", "torch", "diffusers", "transformers", "accelerate", "click", "rich")
 
 
-def report(error: Exception, session: Session) -> int:
-    """Print an exception for people, and for machines with ``--json``; return the exit status."""
+def report(error: BaseException, session: Session, status: int | None = None) -> int:
+    """Print an exception for people, and for machines with ``--json``; return the exit status.
+
+    Args:
+        error: what was raised.
+        session: says how and where to print.
+        status: the exit status, where it is not that of the error.
+    """
     if isinstance(error, click.ClickException):
         error = usage_error(error)
     if isinstance(error, VuError):
         show_error(error, session)
         document: dict[str, object] = dict(error.as_dict())
-        status = error.exit_status
+        lost = error.code == LOST
     else:
-        document, status = _bug(error, session), BUG_STATUS
-    if session.json:
-        session.out.write(json.dumps({"error": document}, indent=2, ensure_ascii=False) + "\n")
+        document, lost = _bug(error, session), False
+    status = getattr(error, "exit_status", BUG_STATUS) if status is None else status
+    if session.json and not lost:
+        document["exit_status"] = status
+        try:
+            session.out.write(json.dumps({"error": document}, indent=2, ensure_ascii=False) + "\n")
+            session.out.flush()
+        except RecordError as unwritable:
+            show_error(unwritable, session)
     return status
 
 
@@ -42,15 +55,18 @@ def usage_error(error: click.ClickException) -> ConfigError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "vu"
     remedy = f"Run `{command} --help`."
+    if context is not None and isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return ConfigError("VU-C120", f"`{command}` lacks a command or an argument.", remedy, where=command)
     if isinstance(error, click.NoSuchOption):
         known = [name for parameter in context.command.params for name in parameter.opts] if context is not None else []
         hint = did_you_mean(error.option_name, [*known, "--help"])
         return ConfigError("VU-C122", f"`{command}` has no option '{error.option_name}'.{hint}", remedy, where=command)
     problem = error.format_message().strip()
-    return ConfigError("VU-C120", problem if problem.endswith(".") else f"{problem}.", remedy, where=command)
+    complete = problem.endswith((".", "?", "!"))
+    return ConfigError("VU-C120", problem if complete else f"{problem}.", remedy, where=command)
 
 
-def _bug(error: Exception, session: Session) -> dict[str, object]:
+def _bug(error: BaseException, session: Session) -> dict[str, object]:
     """Write the report file and say so in one sentence."""
     text = _report_text(error, session)
     summary = " ".join(traceback.format_exception_only(error)[-1].split())
@@ -63,7 +79,7 @@ def _bug(error: Exception, session: Session) -> dict[str, object]:
     return {"code": "", "kind": "Bug", "problem": summary, "report": kept_in, "exit_status": BUG_STATUS}
 
 
-def _report_text(error: Exception, session: Session) -> str:
+def _report_text(error: BaseException, session: Session) -> str:
     versions = [f"{name} {_version(name)}" for name in _DISTRIBUTIONS]
     return "\n".join(
         [

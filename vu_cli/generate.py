@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vu_cli import session as sessions
+from vu_cli.command import Command
 from vu_cli.options import shared
+from vu_cli.progress import Heard
 from vu_cli.render import watcher
 from vu_cli.session import Page
 from vu_cli.silence import silenced
@@ -27,7 +29,7 @@ Example:
 """
 
 
-@click.command(short_help="Paint one prompt with the model before and after a run.", epilog=EPILOG)
+@click.command(cls=Command, short_help="Generate an image before and after a run.", epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
@@ -37,22 +39,24 @@ Example:
 @shared(quiet=True)
 @click.pass_context
 def generate(context: click.Context, run: Path, prompt: str, seed: int, out: Path | None) -> Page:
-    """Paint PROMPT with the untouched model (left) and with the edit of RUN (right), from the same noise."""
+    """Generate PROMPT with the untouched model (left) and with the edit of RUN (right), from the same noise."""
     from vu_core import pipeline
 
     session = sessions.of(context)
     target = _checked(out) if out is not None else _free_name(run, seed)
     with silenced():
         with watcher(session) as watch:
-            before, after = pipeline.generate(run, prompt, seed, plugins=session.plugins, on_event=watch)
-        picture = side_by_side(before, after)
-        _write(target, picture, prompt, seed)
-    facts = {"file": str(target), "prompt": prompt, "seed": seed, "width": picture.width, "height": picture.height}
-    return Page(f"Before (left) and after (right) written to {target}", facts)
+            heard = Heard(watch)
+            before, after = pipeline.generate(run, prompt, seed, plugins=session.plugins, on_event=heard)
+        image = side_by_side(before, after)
+        _write(target, image, prompt, seed)
+    facts = {"file": str(target), "prompt": prompt, "seed": seed, "width": image.width, "height": image.height}
+    lines = [f"Before (left) and after (right) written to {target}", *(f"warning: {each}" for each in heard.warnings)]
+    return Page("\n".join(lines), {**facts, "warnings": list(heard.warnings)})
 
 
 def side_by_side(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> Any:
-    """Return one picture with both images, pixel for pixel, under the words before and after.
+    """Return both images in one, pixel for pixel, under the words before and after.
 
     Args:
         before: uint8 ``(H, W, 3)``.
@@ -83,7 +87,7 @@ def _free_name(run: Path, seed: int) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _write(target: Path, picture: Any, prompt: str, seed: int) -> None:
+def _write(target: Path, image: Any, prompt: str, seed: int) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from vu_core.atomic import write_bytes
@@ -92,7 +96,7 @@ def _write(target: Path, picture: Any, prompt: str, seed: int) -> None:
     facts.add_itxt("prompt", prompt)
     facts.add_text("seed", str(seed))
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=facts)
+    image.save(buffer, format="PNG", pnginfo=facts)
     try:
         write_bytes(target, buffer.getvalue())
     except OSError as error:

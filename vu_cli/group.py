@@ -9,15 +9,15 @@ import click
 
 from vu_cli import session
 from vu_cli.options import json_option
-from vu_cli.session import Failed, Page
+from vu_cli.session import Failed, Page, Returned
 from vu_cli.silence import silenced
-from vu_core import ConfigError, PluginError, did_you_mean
+from vu_core import ConfigError, Plan, PluginError, RunRecord, Scorecard, Table, did_you_mean
 from vu_core.registry import Entry
 
 COMMANDS = {
     "unlearn": "Make a model forget, and measure what was forgotten and what was kept.",
     "measure": "Measure a finished run again, with other settings.",
-    "generate": "Paint one prompt with the model before and after a run.",
+    "generate": "Generate an image for one prompt before and after a run.",
     "compare": "Show the scores and settings of several runs side by side.",
     "list-plugins": "List models, data, methods and everything else that is installed.",
     "describe": "Explain a plugin: what it does, where it comes from, its settings.",
@@ -25,6 +25,9 @@ COMMANDS = {
     "cache": "List or clear what is kept to save time.",
 }
 """Commands of `vu` itself with their line of help; each lives in the module of its name."""
+
+NOUNS = (Page, Plan, RunRecord, Scorecard, Table)
+"""What commands of plugins return: one of these, several, or nothing."""
 
 
 class LazyGroup(click.Group):
@@ -66,13 +69,42 @@ class LazyGroup(click.Group):
         return name, command, args[1:]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; hand what it raises to `vu_cli.main`, past click's own handling."""
+        """Run the command; hand what it returns or raises to `vu_cli.main`, past click's own handling."""
         try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit):
+            noun = super().invoke(ctx)
+            if ctx.invoked_subcommand is not None and ctx.invoked_subcommand not in COMMANDS:
+                _check_noun(noun, self._entry(ctx))
+            return Returned(noun)
+        except click.ClickException:
             raise
+        except click.exceptions.Exit as end:
+            if not end.exit_code:  # the help was printed
+                raise
+            return self._ended(ctx, end.exit_code)
+        except SystemExit as end:
+            return self._ended(ctx, end.code)
+        except click.Abort:
+            return Failed(KeyboardInterrupt())
         except BaseException as error:  # noqa: BLE001  carried to the one place where everything ends
             return Failed(error)
+
+    def _ended(self, ctx: click.Context, code: object) -> Returned | Failed:
+        """Return what ``sys.exit(code)`` means: an error, unless a plugin's command ends itself with success."""
+        name = ctx.invoked_subcommand
+        if name is None or name in COMMANDS:
+            problem = f"Code of a plugin tried to end the program (sys.exit) in the middle of `vu {name}`: {code!r}."
+            remedy = "Update the plugins involved; `vu list-plugins` shows all."
+            return Failed(PluginError("VU-P122", problem, remedy))
+        if code is None or code == 0:
+            return Returned(None)
+        entry = self._entry(ctx)
+        status = code if isinstance(code, int) and 0 < code < 256 else 1
+        problem = code if isinstance(code, str) else f"The command '{name}' ended itself with status {status}."
+        return Failed(PluginError("VU-P122", problem, f"Run `vu {name} --help`.", where=_origin(entry)), status)
+
+    def _entry(self, ctx: click.Context) -> Entry:
+        """Return the registration of the plugin's command that runs."""
+        return session.of(ctx).plugins.registry.get("command", str(ctx.invoked_subcommand))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the lists of commands without importing one."""
@@ -104,11 +136,28 @@ def _plugin_command(entry: Entry) -> click.Command:
             "VU-P120",
             f"The command '{entry.name}' is of type {type(command).__name__}, not a click command.",
             f"Update or reinstall {entry.distribution}.",
-            where=f"distribution {entry.distribution} {entry.version}",
+            where=_origin(entry),
         )
     if all("--json" not in parameter.opts for parameter in command.params):
         command.params.append(json_option())
     return command
+
+
+def _check_noun(value: Any, entry: Entry) -> None:
+    """Raise a PluginError if a command of a plugin returned what `vu` cannot show."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    strange = next((type(each).__name__ for each in values if each is not None and not isinstance(each, NOUNS)), None)
+    if strange is not None:
+        raise PluginError(
+            "VU-P123",
+            f"The command '{entry.name}' returned a value of type {strange}, which vu has no way to show.",
+            f"Update {entry.distribution}; its authors find the types to return in `vu explain VU-P123`.",
+            where=_origin(entry),
+        )
+
+
+def _origin(entry: Entry) -> str:
+    return f"distribution {entry.distribution} {entry.version}"
 
 
 def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:

@@ -6,10 +6,11 @@ import attrs
 import click
 
 from vu_cli import session as sessions
+from vu_cli.command import Command
 from vu_cli.group import COMMANDS
 from vu_cli.options import shared
 from vu_cli.silence import silenced
-from vu_core import ConfigError, PluginError, did_you_mean
+from vu_core import ConfigError, PluginError, VuError, did_you_mean
 from vu_core.hookspecs import KINDS
 from vu_core.plugins import Distribution, Plugins
 from vu_core.registry import Entry
@@ -27,7 +28,7 @@ States:
 """
 
 
-@click.command("list-plugins", short_help="List everything that is installed.", epilog=EPILOG)
+@click.command("list-plugins", cls=Command, short_help="List everything that is installed.", epilog=EPILOG)
 @click.option("--kind", metavar="KIND", help="One kind only, such as model.")
 @click.option("--check", is_flag=True, help="Import every plugin; exit with 3 when one is broken or in conflict.")
 @shared()
@@ -41,7 +42,7 @@ def list_plugins(context: click.Context, kind: str | None, check: bool) -> tuple
     entries = _rows(session.plugins, kind)
     if check:
         with silenced():
-            entries = tuple(entry.checked() for entry in entries)
+            entries = tuple(map(_checked, entries))
         session.objection = _objection(entries)
     return entries
 
@@ -67,11 +68,31 @@ def _row(distribution: Distribution) -> Entry:
     return Entry(DISTRIBUTION, name, "", "", name, version, state=distribution.state, cause=distribution.cause)
 
 
+def _checked(entry: Entry) -> Entry:
+    """Import the target; return the entry, ``broken`` with the problem alone if that fails."""
+    if not entry.usable:
+        return entry
+    try:
+        entry.load()
+    except PluginError as error:
+        origin = error.__cause__
+        if isinstance(origin, VuError):
+            cause = f"{type(origin).__name__}: {origin.problem}"
+        else:
+            cause = f"{type(origin).__name__}: {origin}" if origin is not None else error.problem
+        return attrs.evolve(entry, state="broken", cause=cause)
+    return entry
+
+
 def _objection(entries: tuple[Entry, ...]) -> PluginError | None:
     bad = [entry for entry in entries if entry.state in ("broken", "conflict")]
     if not bad:
         return None
-    lines = [f"{entry.kind} '{entry.name}' of {entry.distribution} is {entry.state}: {entry.cause}" for entry in bad]
+    words = {"conflict": "in conflict"}
+    lines = [
+        f"{entry.kind} '{entry.name}' of {entry.distribution} is {words.get(entry.state, entry.state)}: {entry.cause}"
+        for entry in bad
+    ]
     return PluginError(
         "VU-P121",
         "\n".join([f"{len(bad)} of {len(entries)} plugins cannot be used as they are.", *lines]),

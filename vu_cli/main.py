@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vu_cli.interrupt import EXIT_STATUS, Interruption, interruption_line
+from vu_cli.output import guarded
+from vu_core import RecordError
 
 if TYPE_CHECKING:
     from vu_core.plugins import Plugins
@@ -36,13 +38,14 @@ def run(arguments: Sequence[str], interruption: Interruption | None = None, *, p
     """
     interruption = interruption or Interruption()
     try:
-        return _run(list(arguments), interruption, plugins)
-    except KeyboardInterrupt as error:
-        interruption.folder = getattr(error, "folder", interruption.folder)
-        _say_interrupted(interruption, as_json="--json" in arguments)
-        return EXIT_STATUS
+        with guarded():
+            try:
+                return _run(list(arguments), interruption, plugins)
+            except KeyboardInterrupt as error:
+                interruption.folder = getattr(error, "folder", interruption.folder)
+                _say_interrupted(interruption, as_json="--json" in arguments)
+                return EXIT_STATUS
     except BrokenPipeError:
-        _close_stdout()
         return BROKEN_PIPE_STATUS
 
 
@@ -50,18 +53,25 @@ def _run(arguments: list[str], interruption: Interruption, plugins: Plugins | No
     from vu_cli import failure
     from vu_cli.group import cli
     from vu_cli.render import show
-    from vu_cli.session import Failed, Session
+    from vu_cli.session import Failed, Returned, Session
 
     session = Session(arguments=tuple(arguments), json="--json" in arguments, interruption=interruption)
     if plugins is not None:
         session.plugins = plugins
     try:
+        session.out.flush()  # nothing is begun whose result could not be printed
         result = cli.main(arguments, prog_name="vu", standalone_mode=False, obj=session)
         if isinstance(result, Failed):
+            if result.status is not None:
+                return failure.report(result.error, session, result.status)
             raise result.error
-        status = result if isinstance(result, int) else show(result, session)
+        status = show(result.noun, session) if isinstance(result, Returned) else int(result or 0)
         session.out.flush()
     except BrokenPipeError:
+        raise
+    except SystemExit as end:
+        if getattr(session.out, "lost", False):  # click's own answer to a broken pipe, while it prints help
+            raise BrokenPipeError from end
         raise
     except Exception as error:  # the one place where everything ends: a message and a status, nothing is swallowed
         if interruption.happened:
@@ -84,9 +94,5 @@ def _say_interrupted(interruption: Interruption, *, as_json: bool) -> None:
             "resume": kept,
             "exit_status": EXIT_STATUS,
         }
-        sys.stdout.write(json.dumps({"error": error}, indent=2) + "\n")
-
-
-def _close_stdout() -> None:
-    """Point standard output to nowhere, so that the interpreter's last flush does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(RecordError):  # the line above is all that can be said then
+            sys.stdout.write(json.dumps({"error": error}, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vu_core.score import Score
+from vu_core.units import bytes_text
 
 
 def value(number: float | None, unit: str) -> str:
@@ -17,7 +18,7 @@ def value(number: float | None, unit: str) -> str:
     if unit == "fraction":
         return f"{100 * number:.1f}"
     if unit == "bytes":
-        return size(number)
+        return bytes_text(number)
     if float(number).is_integer() and abs(number) < 1e15:
         return f"{int(number):,}"
     return f"{number:.3g}"
@@ -43,23 +44,6 @@ def interval(score: Score) -> str:
 def unit(score: Score) -> str:
     """Return the unit of the numbers that `value` writes."""
     return {"fraction": "%", "bytes": "", "parameters": "count"}.get(score.unit, score.unit)
-
-
-def size(count: float) -> str:
-    """Return bytes in decimal multiples.
-
-    Example:
-        >>> size(0), size(999), size(1_300_000_000)
-        ('0 B', '999 B', '1.3 GB')
-    """
-    amount, name = abs(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 1000:
-            break
-        amount, name = amount / 1000, larger
-    sign = "-" if count < 0 else ""
-    digits = 0 if name == "B" or amount >= 100 else 1
-    return f"{sign}{amount:.{digits}f} {name}"
 
 
 def duration(seconds: float) -> str:

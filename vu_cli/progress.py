@@ -179,6 +179,28 @@ def sentence(event: Event) -> str:
 
 
 @attrs.define
+class Heard:
+    """Hands events on and keeps what belongs to the result: files that were written, and warnings.
+
+    Args:
+        watch: who shows the events.
+        files: names from ``written`` events; warnings: texts of ``warning`` events, each once.
+    """
+
+    watch: Callable[[Event], None]
+    files: list[str] = attrs.field(factory=list)
+    warnings: list[str] = attrs.field(factory=list)
+
+    def __call__(self, event: Event) -> None:
+        """Keep and hand on."""
+        if event.type == "written":
+            self.files.append(str(event.values["file"]))
+        elif event.type == "warning" and (text := str(event.values.get("text", ""))) not in self.warnings:
+            self.warnings.append(text)
+        self.watch(event)
+
+
+@attrs.define
 class PlainWatcher:
     """Writes a line when a stage ends, every tenth of a long task, and every few seconds while it lasts."""
 

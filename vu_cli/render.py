@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -18,7 +20,7 @@ from rich.text import Text
 from vu_cli import document, facts, numbers
 from vu_cli.comparison import Comparison
 from vu_cli.progress import PlainWatcher, SilentWatcher, State, Watcher, sentence
-from vu_cli.session import Page, Session
+from vu_cli.session import Measurement, Page, Session
 from vu_core import Event, Plan, RunRecord, Score, Scorecard, Table, VuError
 from vu_core.hookspecs import KINDS
 from vu_core.registry import Entry
@@ -30,6 +32,8 @@ WIDE, VERY_WIDE = 100, 160
 """From this many columns on, lists put more side by side, and every field in a column of its own."""
 FILE_WIDTH = 120
 """Width where nobody says: output into files and pipes."""
+DUMB_WIDTH = 80
+"""Width of a terminal that does not know its own."""
 UNLIMITED = 1_000_000
 """Width that breaks no line."""
 
@@ -44,10 +48,29 @@ def console(stream: TextIO, *, wrap_files: bool = True) -> Console:
         stream: where to print.
         wrap_files: break lines also where nobody reads on a terminal.
     """
-    width = None
-    if not stream.isatty():
-        width = UNLIMITED if not wrap_files else None if os.environ.get("COLUMNS") else FILE_WIDTH
+    asked = _columns()
+    if stream.isatty():
+        width = asked if asked is not None or "COLUMNS" not in os.environ else _terminal_width(stream)
+    else:
+        width = (asked or FILE_WIDTH) if wrap_files else UNLIMITED
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def _columns() -> int | None:
+    """Return COLUMNS, unless it is absent or no width."""
+    try:
+        width = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        return None
+    return width if width > 0 else None
+
+
+def _terminal_width(stream: TextIO) -> int:
+    """Return what the terminal says of itself."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DUMB_WIDTH
+    except (OSError, ValueError):
+        return DUMB_WIDTH
 
 
 def _print(target: Console, what: RenderableType) -> None:
@@ -78,10 +101,11 @@ def show(noun: Any, session: Session) -> int:
     return session.objection.exit_status
 
 
-def show_plan(plan: Plan, session: Session) -> None:
-    """Print the plan before a real run, unless only results are wanted."""
+def show_plan(plan: Plan, folder: Path, session: Session) -> None:
+    """Print the plan before a real run, and how to stop it, unless only results are wanted."""
     if not (session.json or session.quiet):
-        _print(console(session.out), Group(_plan(plan), Text()))
+        stop = f"Ctrl-C; vu unlearn --resume {shlex.quote(str(folder))} goes on"
+        _print(console(session.out), Group(_plan(plan, ("stop", stop)), Text()))
 
 
 def show_error(error: VuError, session: Session) -> None:
@@ -175,12 +199,14 @@ def _renderable(noun: Any, width: int) -> RenderableType:
         return _table(noun)
     if isinstance(noun, Scorecard):
         return Group(_scorecard(noun), Text(), *_verdict(noun))
+    if isinstance(noun, Measurement):
+        return _measurement(noun)
     if isinstance(noun, RunRecord):
         return _record(noun)
     if isinstance(noun, Plan):
         return _plan(noun)
     if isinstance(noun, Comparison):
-        return _comparison(noun)
+        return _comparison(noun, width)
     if isinstance(noun, Sequence) and not noun:
         return Text("There is nothing to show.")
     if isinstance(noun, Sequence) and all(isinstance(item, Entry) for item in noun):
@@ -300,6 +326,15 @@ def _record(record: RunRecord) -> RenderableType:
     return Group(*parts, *([Text(), *_verdict(record.scorecard)] if record.scorecard is not None else []))
 
 
+def _measurement(measured: Measurement) -> RenderableType:
+    card = measured.scorecard
+    files: list[RenderableType] = []
+    if measured.files:
+        files = [Text(), _facts([("written to", path) for path in measured.files])]
+    warnings = _remarks("warning", measured.warnings, "yellow")
+    return Group(_scorecard(card), *files, warnings, Text(), *_verdict(card))
+
+
 def _remarks(label: str, sentences: Sequence[str], style: str = "") -> RenderableType:
     """Return one line per sentence, set in under its label."""
     grid = Grid.grid(padding=(0, 1, 0, 0))
@@ -310,9 +345,9 @@ def _remarks(label: str, sentences: Sequence[str], style: str = "") -> Renderabl
     return grid if sentences else Group()
 
 
-def _plan(plan: Plan) -> RenderableType:
+def _plan(plan: Plan, *further: tuple[str, str]) -> RenderableType:
     heading = Text(f"Plan {plan.run_id}", "bold")
-    return Group(heading, _facts(facts.of_plan(plan)), _remarks("note", plan.notes))
+    return Group(heading, _facts([*facts.of_plan(plan), *further]), _remarks("note", plan.notes))
 
 
 def _entries(entries: Sequence[Entry], width: int) -> RenderableType:
@@ -399,18 +434,43 @@ def _parameter(parameter: Parameter) -> list[RenderableType]:
     return [head, Padding(Text("; ".join(part for part in remarks if part)), (0, 0, 0, 6))]
 
 
-def _comparison(comparison: Comparison) -> RenderableType:
-    runs = comparison.labels
-    options: dict[str, Any] = {"justify": "right", "overflow": "fold"}
-    grid = _grid([("metric", {}), ("unit", {}), *((label, options) for label in runs)])
-    for row in comparison.rows:
-        grid.add_row(row.name, row.unit_label, *row.cells)
-    parts: list[RenderableType] = [grid]
-    if comparison.differences:
-        parts.append(Text())
-        settings = _grid([("setting", {"overflow": "fold"}), *((label, {"overflow": "fold"}) for label in runs)])
-        for key, values in comparison.differences:
-            settings.add_row(key, *values)
-        parts.append(settings)
+def _comparison(comparison: Comparison, width: int) -> RenderableType:
+    fits = _narrowest(comparison) <= width
+    parts: list[RenderableType] = [_side_by_side(comparison)] if fits else list(_one_below_the_other(comparison))
     notes = [Text(), _remarks("note", comparison.notes, "yellow")] if comparison.notes else []
     return Group(*parts, *notes)
+
+
+def _narrowest(comparison: Comparison) -> int:
+    """Return the least width of the table in which no number is broken."""
+    names = [max((len(word) for word in row.name.split()), default=0) for row in comparison.rows]
+    units = [len(row.unit_label) for row in comparison.rows]
+    cells = [max(map(len, column)) for column in zip(*(row.cells for row in comparison.rows), strict=True)]
+    gaps = len(cells) + 1
+    return max([*names, len("metric")]) + max([*units, len("unit")]) + sum(max(cell, 8) for cell in cells) + gaps
+
+
+def _side_by_side(comparison: Comparison) -> RenderableType:
+    runs = comparison.labels
+    widths = [max((len(row.cells[place]) for row in comparison.rows), default=0) for place in range(len(runs))]
+    options = [{"justify": "right", "overflow": "fold", "min_width": width} for width in widths]
+    unit = {"no_wrap": True, "min_width": max([len(row.unit_label) for row in comparison.rows] or [0])}
+    grid = _grid([("metric", {"overflow": "fold"}), ("unit", unit), *zip(runs, options, strict=True)])
+    for row in comparison.rows:
+        grid.add_row(row.name, row.unit_label, *row.cells)
+    if not comparison.differences:
+        return grid
+    settings = _grid([("setting", {"overflow": "fold"}), *((label, {"overflow": "fold"}) for label in runs)])
+    for key, values in comparison.differences:
+        settings.add_row(key, *values)
+    return Group(grid, Text(), settings)
+
+
+def _one_below_the_other(comparison: Comparison) -> Iterator[RenderableType]:
+    """Lay out a comparison for a terminal that is too narrow for a column per run."""
+    names = [label.partition("\n")[0] for label in comparison.labels]
+    rows = [(f"{row.name} {row.unit_label}".strip(), row.cells) for row in comparison.rows]
+    for title, values in (*rows, *comparison.differences):
+        yield Text(title, "bold")
+        for name, value in zip(names, values, strict=True):
+            yield Text(f"  {name}  {value}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 
 from vu_cli.interrupt import Interruption
-from vu_core import VuError
+from vu_core import Scorecard, VuError
 
 if TYPE_CHECKING:
     import click
@@ -63,10 +63,35 @@ class Page:
 
 
 @attrs.frozen
+class Measurement:
+    """What `vu measure` returns.
+
+    Args:
+        scorecard: the scores; files: where they were written; warnings: what a reader must know.
+    """
+
+    scorecard: Scorecard
+    files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Returned:
+    """What a command returned, on its way past click, which would take some values for an exit status."""
+
+    noun: Any
+
+
+@attrs.frozen
 class Failed:
-    """An exception on its way out of a command, past click, which would give some of them a meaning of its own."""
+    """An exception on its way out of a command, past click, which would give some of them a meaning of its own.
+
+    Args:
+        error: what was raised; status: the exit status, where it is not that of the error.
+    """
 
     error: BaseException
+    status: int | None = None
 
 
 def of(context: click.Context) -> Session:

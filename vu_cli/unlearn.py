@@ -10,10 +10,10 @@ import attrs
 import click
 
 from vu_cli import session as sessions
+from vu_cli.command import PositiveNumber, SectionedCommand
 from vu_cli.completion import names_of
 from vu_cli.options import overrides, set_option, shared
 from vu_cli.render import show_plan, watcher
-from vu_cli.sections import SectionedCommand
 from vu_cli.session import Session
 from vu_cli.silence import silenced
 from vu_core import ConfigError, Plan, RunRecord, UnlearnError
@@ -70,11 +70,12 @@ Examples:
 @click.option("--out", metavar="DIR", help="The run folder itself; runs/<id> when absent.")
 @click.option("--resume", metavar="RUN", type=click.Path(path_type=Path), help="Continue an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its cost; read no weights, write nothing.")
+@click.option("--max-minutes", type=PositiveNumber(), metavar="M", help="Refuse a plan that takes longer.")
 @click.option(
-    "--max-minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Refuse a plan that takes longer."
-)
-@click.option(
-    "--max-gb", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Refuse a plan that needs more memory."
+    "--max-gb",
+    type=PositiveNumber(),
+    metavar="GB",
+    help="Refuse a plan that needs more memory, or more disk and downloads together.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 6 when forgetting did not happen or the rest was damaged.")
 @shared(quiet=True)
@@ -82,8 +83,11 @@ Examples:
 def unlearn(context: click.Context, /, **flags: Any) -> RunRecord | Plan:
     """Make a model forget a concept, and measure what was forgotten and what was kept.
 
+    Without options it starts the default run at once; --dry-run shows the plan of any run, and starts nothing.
+    Ctrl-C leaves a run that --resume continues.
+
     Everything that is not said comes from the method, from the recipe for this model, or from what is installed by
-    default. The run folder holds the edit, the scores, pictures, a report and a run.toml that repeats the run.
+    default. The run folder holds the edit, the scores, images, a report and a run.toml that repeats the run.
     """
     session = sessions.of(context)
     if flags["resume"] is not None:
@@ -119,7 +123,7 @@ def _watched(session: Session, work: Callable[..., RunRecord], *arguments: Any, 
 
     def on_plan(plan: Plan, folder: Path) -> None:
         session.interruption.folder = folder
-        show_plan(plan, session)
+        show_plan(plan, folder, session)
 
     with watcher(session) as watch:
         try:

@@ -52,6 +52,7 @@ from vu_core.errors import (
     VuError,
     did_you_mean,
     near_misses,
+    together,
 )
 from vu_core.event import Event
 from vu_core.hookspecs import Register, hookimpl
@@ -126,5 +127,6 @@ __all__ = [
     "hookimpl",
     "near_misses",
     "setting",
+    "together",
     "torch_dtype",
 ]

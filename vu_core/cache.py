@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import attrs
 
 from vu_core.atomic import write_bytes, write_text
 from vu_core.contracts import Attribution, Model
-from vu_core.data import ForgetRetain, digest
+from vu_core.data import Examples, ForgetRetain, digest
 from vu_core.errors import RecordError
 from vu_core.run import Run, require_finite
 from vu_core.safetensors_header import read_header
@@ -169,8 +170,9 @@ def dispensable(emit: Callable[..., None]) -> Iterator[None]:
 class CachedAttribution:
     """An attribution whose scores come from the cache when content, settings and version are equal.
 
-    The key holds everything that the scores depend on: base weights, data, seed, precision, device and thread count,
-    the attribution's name, version and settings, and the candidates. A mismatch means computing again.
+    The key holds everything that the scores depend on: base weights, the tables that were handed over, seed, precision,
+    device and thread count, the attribution's name, version and settings, and the candidates. A mismatch means
+    computing again, and so do tables whose pictures are not encoded: what a function loads has no content to compare.
 
     Args:
         inner: the plugin; name: its registered name; settings: its ``Config`` instance.
@@ -181,6 +183,8 @@ class CachedAttribution:
 
     Config: ClassVar[type[Any]] = object
     source: ClassVar[Source] = Source("cache of attributions", "", "own")
+    checks_scores: ClassVar[bool] = True
+    """`Run.attribute` need not look for scores that are not finite."""
     inner: Attribution[Any]
     name: str
     settings: Any
@@ -203,21 +207,51 @@ class CachedAttribution:
         """
         import torch
 
+        tables = tables_digest(data)
+        if tables is None:
+            return self._computed(model, data, run, candidates)
         chosen = "all" if candidates is None else digest(*sorted(candidates))
         environment = (run.precision, run.device, str(torch.get_num_threads()), torch.__version__)
         what = (self.name, self.version, settings_text(self.settings))
-        content = (self.content, run.base_hash, run.data_digest, str(run.seed))
+        content = (self.content, run.base_hash, run.data_digest, tables, str(run.seed))
         key = digest("attribution", *what, *content, *environment, chosen)
         stored = self.cache.get_tensors("attribution", key)
         if stored is not None:
             self.served.append(key)
             run.emit("note", text=f"The {self.name} scores come from the cache: nothing they depend on has changed.")
             return {name: tensor.to(run.device) for name, tensor in stored.items()}
-        scores = self.inner.attribute(model, data, run, candidates=candidates)
-        require_finite(scores, self.name)  # before they are kept: no later run may find them
+        scores = self._computed(model, data, run, candidates)
         with dispensable(run.emit):
             self.cache.put_tensors("attribution", key, scores, about=f"{self.name} of {len(scores)} tensors")
         return scores
+
+    def _computed(
+        self, model: Model, data: ForgetRetain, run: Run, candidates: Collection[str] | None
+    ) -> Mapping[str, Tensor]:
+        scores = self.inner.attribute(model, data, run, candidates=candidates)
+        require_finite(scores, self.name)  # before they are kept: no later run may find them
+        return scores
+
+
+def tables_digest(data: ForgetRetain) -> str | None:
+    """Return a hash of the content of all tables; ``None`` when pictures come from a function and are not encoded.
+
+    Args:
+        data: the tables that a method or a regularizer hands over, which need not be those of the run.
+    """
+    tables = (data.forget, data.retain, data.validation_forget, data.validation_retain)
+    if any(table.load is not None and (table.reload or not table.tensors) for table in tables if len(table)):
+        return None
+    return digest(*(part for table in tables for part in _content(table)))
+
+
+def _content(table: Examples) -> Iterator[str]:
+    import torch
+
+    yield json.dumps([table.side, table.captions, table.overwrites, dict(table.labels)], sort_keys=True)
+    for name, column in sorted(table.tensors.items()):
+        raw = column.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        yield f"{name} {column.dtype} {tuple(column.shape)} {hashlib.sha256(raw).hexdigest()}"
 
 
 def settings_text(settings: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vu_core.atomic import write_text
+from vu_core.blame import asked
 from vu_core.cache import cache_root
 from vu_core.config import RunConfig
 from vu_core.data import Manifest
@@ -25,6 +26,8 @@ ATTRIBUTION_PASSES = 3.0
 # Activations kept for the backward pass, bytes per multiply-add of a forward pass in fp32: a rough figure for U-Nets.
 ACTIVATION_BYTES = 0.02
 RUNTIME_BYTES = 600 * 2**20
+# A shorter training shows how long a start takes, not how fast the machine is.
+TELLING_SECONDS, TELLING_STEPS = 20.0, 20
 START_SECONDS = 8.0
 # 10^9 multiply-adds per second before a machine has been measured: per thread of a CPU, and of a GPU.
 CPU_SPEED, GPU_SPEED = 12.0, 3000.0
@@ -60,13 +63,24 @@ def estimate(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> Cost:
 
 
 def steps_of(config: RunConfig, manifest: Manifest) -> int | None:
-    """Return the optimiser steps of a run; ``None`` for a method that is not trained."""
+    """Return the optimiser steps of a run of one process; ``None`` for a method that is not trained.
+
+    Counts as `vu_core.training.fit` does: only the sides that the weighting uses.
+    """
     from vu_core.training import planned_steps
+    from vu_core.training.gradients import constant_coefficients, needed_sides
 
     training = training_of(config)
-    counts = manifest.counts
-    forget, retain = max(1, counts.get("train/forget", 1)), counts.get("train/retain")
-    return None if training is None else planned_steps(training, forget, n_retain=retain)
+    if training is None:
+        return None
+    needed = needed_sides(constant_coefficients(None, {}))
+    if config.weighting is not None:
+        plugin = config.weighting.entry.load()
+        with asked(config.weighting.entry):
+            needed = needed_sides(constant_coefficients(plugin(config.weighting.config), {}))
+    forget = manifest.counts.get("train/forget", 1) * needed["forget"]
+    retain = manifest.counts.get("train/retain", 0) * needed["retain"]
+    return planned_steps(training, forget or retain or 1, n_retain=retain)
 
 
 def training_of(config: RunConfig) -> Training | None:
@@ -112,6 +126,9 @@ def speed_of(device: str, threads: int | None) -> float:
 def remember_speed(plan: Plan, seconds: float) -> None:
     """Keep the speed that the method of a finished run reached, for the next estimate.
 
+    Only a training of at least `TELLING_STEPS` steps and `TELLING_SECONDS` is kept: in a shorter one, and in a method
+    without steps, the time goes into what happens once (encoding, compiling, checking), which no step repeats.
+
     Args:
         plan: what was run.
         seconds: wall time of its stage ``unlearn``, in which all of the planned work was done: nothing came from the
@@ -119,7 +136,7 @@ def remember_speed(plan: Plan, seconds: float) -> None:
     """
     config: RunConfig = plan.config
     work = training_work(config, plan.model, plan.manifest)
-    if seconds <= 0 or work <= 0:
+    if seconds < TELLING_SECONDS or (steps_of(config, plan.manifest) or 0) < TELLING_STEPS or work <= 0:
         return
     kind, count = _machine(config.run.device, config.run.threads)
     known = {**_remembered(), f"{kind}/{count}": work / seconds}
@@ -127,8 +144,9 @@ def remember_speed(plan: Plan, seconds: float) -> None:
 
 
 def _machine(device: str, threads: int | None) -> tuple[str, int]:
-    kind = device.partition(":")[0]
-    return kind, (threads or os.cpu_count() or 1) if kind == "cpu" else 1
+    """Return the kind of device and how many threads really compute at a time: no more than there are cores."""
+    kind, cores = device.partition(":")[0], os.cpu_count() or 1
+    return kind, min(threads or cores, cores) if kind == "cpu" else 1
 
 
 def _speed_file() -> Path:

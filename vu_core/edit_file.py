@@ -27,7 +27,7 @@ def save_edit(edit: Edit, path: Path) -> None:
     """Write an edit as safetensors: atomically, with equal bytes for equal edits.
 
     Tensors are called ``<tensor name>.A``, ``.B``, ``.mask`` (packed bits), ``.indices``, ``.values`` or ``.tensor``;
-    the one metadata key ``vu`` holds everything else as JSON.
+    the one metadata key ``vu`` holds everything else as JSON, and under ``sha256`` the hash of all of it.
 
     Args:
         edit: what is written.
@@ -47,6 +47,7 @@ def save_edit(edit: Edit, path: Path) -> None:
     from safetensors.torch import save
 
     header, tensors = _flatten(edit)
+    header["sha256"] = _sha256(header, tensors)
     # One metadata key only: safetensors writes several in random order, and equal edits must have equal bytes.
     write_bytes(path, save(tensors, metadata={"vu": _to_json(header)}))
 
@@ -58,7 +59,11 @@ def edit_digest(edit: Edit) -> str:
         >>> edit_digest(Edit({"b": Replace(torch.ones(2))})) == edit_digest(Edit({"b": Replace(torch.ones(2))}))
         True
     """
-    header, tensors = _flatten(edit)
+    return _sha256(*_flatten(edit))
+
+
+def _sha256(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hash the header as text, and name, dtype, shape and bytes of each tensor, in the order of the names."""
     parts: list[str | bytes] = [_to_json(header)]
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -69,7 +74,8 @@ def edit_digest(edit: Edit) -> str:
 
 def _to_json(header: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        plain = json.loads(json.dumps(header, allow_nan=False))  # keys as the reader will sort them: as text
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise EditError(
             "VU-E033",
@@ -108,7 +114,9 @@ def _describe(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
             stored = {"A": part.A, "B": part.B}
             if part.mask is not None:
                 stored["mask"] = pack_mask(part.mask)
-            return {"kind": "low-rank", "alpha": part.alpha, "masked": part.mask is not None}, stored
+            shape = [part.B.shape[0], part.A.shape[1]]
+            facts = {"alpha": part.alpha, "rank": part.A.shape[0], "shape": shape, "masked": part.mask is not None}
+            return {"kind": "low-rank", **facts}, stored
         case Sparse():
             small = math.prod(part.shape) < _INT32_LIMIT
             indices = part.indices.to(torch.int32 if small else torch.int64)
@@ -127,7 +135,8 @@ def load_edit(path: Path) -> Edit:
         The same edit, tensors on the CPU.
 
     Raises:
-        EditError: ``VU-E031`` when the file is missing, damaged or no edit; ``VU-E032`` when a newer `vu` wrote it.
+        EditError: ``VU-E031`` when the file is missing, damaged or no edit; ``VU-E032`` when a newer `vu` wrote it;
+            ``VU-E034`` when it is whole, but its content is not what was written.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -135,7 +144,7 @@ def load_edit(path: Path) -> Edit:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle, not a dict
-        header = json.loads(metadata["vu"])
+        header = json.loads(metadata["vu"], parse_constant=_refuse)
         known = header["format"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, _why(path, error)) from error
@@ -146,6 +155,7 @@ def load_edit(path: Path) -> Edit:
             "Update vu-core.",
             where=str(path),
         )
+    _check_content(path, header, tensors)
     try:
         parts = {name: _read_part(name, entry, tensors) for name, entry in header["parts"].items()}
         return Edit(
@@ -158,6 +168,22 @@ def load_edit(path: Path) -> Edit:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(path, f"its parts do not fit its header ({error})") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _check_content(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Object to a flipped bit or a changed number: nothing else would notice it."""
+    signed = {key: value for key, value in header.items() if key != "sha256"}
+    if header.get("sha256") != _sha256(signed, tensors):
+        raise EditError(
+            "VU-E034",
+            f"The edit {path.name!r} is damaged: its content does not have the hash that was written with it.",
+            "Copy the file again from where it was made, or repeat the run: `vu unlearn -c run.toml`.",
+            where=str(path),
+        )
 
 
 def _why(path: Path, error: Exception) -> str:
@@ -183,6 +209,8 @@ def _read_part(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor
         a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
             raise ValueError(f"{name}: A and B have the shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        if [b.shape[0], a.shape[1]] != entry["shape"] or a.shape[0] != entry["rank"]:
+            raise ValueError(f"{name}: A and B are not of shape {entry['shape']} and rank {entry['rank']}")
         mask = unpack_mask(tensors[f"{name}.mask"], (b.shape[0], a.shape[1])) if entry["masked"] else None
         return LowRank(a, b, float(entry["alpha"]), mask)
     if kind == "sparse":

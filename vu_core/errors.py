@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, TypeVar
 
 
 class VuError(Exception):
@@ -15,6 +15,7 @@ class VuError(Exception):
         problem: what is wrong, one sentence or a list of lines.
         remedy: what the reader can do now.
         where: file and line, configuration key or plugin; empty when the problem has no place.
+        parts: the errors that this one tells together; see `together`.
 
     Example:
         >>> print(DataError("VU-D070", "There is no folder 'cats'.", "Check the path.", where="data.ref"))
@@ -25,12 +26,13 @@ class VuError(Exception):
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, problem: str, remedy: str, *, where: str = "") -> None:
+    def __init__(self, code: str, problem: str, remedy: str, *, where: str = "", parts: Sequence[VuError] = ()) -> None:
         super().__init__(problem)
         self.code = code
         self.problem = problem
         self.remedy = remedy
         self.where = where
+        self.parts = tuple(parts)
 
     def __str__(self) -> str:
         place = f"\n  where: {self.where}" if self.where else ""
@@ -100,6 +102,33 @@ class MeasureError(VuError):
     """A metric cannot be computed (codes ``VU-S...``)."""
 
     exit_status = 10
+
+
+ErrorT = TypeVar("ErrorT", bound=VuError)
+
+
+def together(errors: Sequence[ErrorT]) -> ErrorT:
+    """Return one error that tells several at once, so that all of them can be corrected in one go.
+
+    Args:
+        errors: at least one, of one kind. A single one is returned as it is; else kind and code are those of the first.
+
+    Example:
+        >>> wrong = [DataError("VU-D075", f"Nobody knows {word!r}.", "", where="data.forget") for word in ("a", "b")]
+        >>> print(together(wrong))
+        There are 2 problems:
+          data.forget: Nobody knows 'a'.
+          data.forget: Nobody knows 'b'.
+          where: data.forget
+          what to do: Correct each line.
+    """
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    lines = (f"{error.where}: {error.problem} {error.remedy}".removeprefix(": ").rstrip() for error in errors)
+    problem = "\n  ".join([f"There are {len(errors)} problems:", *lines])
+    where = ", ".join(dict.fromkeys(error.where for error in errors if error.where))
+    return type(first)(first.code, problem, "Correct each line.", where=where, parts=errors)
 
 
 def near_misses(word: str, known: Iterable[str], limit: int = 3) -> tuple[str, ...]:

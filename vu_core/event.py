@@ -14,7 +14,7 @@ class Event:
 
     Known types: ``stage`` (``state``: ``begin`` or ``end``), ``progress`` (step of total with values, such as losses),
     ``checkpoint``, ``resume``, ``warning`` and ``note`` (``text``), ``score``, ``gradient_conflict``, ``log``,
-    ``interrupted``, ``error``. Listeners ignore types they do not know.
+    ``written`` (``file``), ``interrupted``, ``error``. Listeners ignore types they do not know.
 
     Args:
         type: one of the words above.

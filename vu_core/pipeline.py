@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vu_core import run_folder
+from vu_core.blame import asked, is_out_of_memory
 from vu_core.config import Override, RawConfig, to_toml
 from vu_core.errors import ConfigError, MeasureError, RecordError, UnlearnError, VuError
 from vu_core.event import Event
@@ -43,7 +44,7 @@ def dry_run(raw: RawConfig, *, plugins: Plugins, max_minutes: float | None = Non
         raw: what `vu_core.stages.read.read` returned.
         plugins: who takes part.
         max_minutes: refuse a plan that would take longer.
-        max_gb: refuse a plan that would need more memory, in GB.
+        max_gb: refuse a plan that would need more memory, or more disk and downloads together, in 10^9 bytes.
 
     Raises:
         VuError: everything that is wrong with the configuration, the data or the model files.
@@ -72,7 +73,7 @@ def execute(
         on_event: sees every event.
         on_plan: sees the plan and the reserved run folder before anything heavy starts.
         max_minutes: refuse a plan that would take longer.
-        max_gb: refuse a plan that would need more memory, in GB.
+        max_gb: refuse a plan that would need more memory, or more disk and downloads together, in 10^9 bytes.
         strict: a status that is not ``ok`` is an error, raised after everything is recorded.
 
     Returns:
@@ -81,12 +82,12 @@ def execute(
     Raises:
         Interrupted: Ctrl-C; the folder can be resumed.
         UnlearnError: ``strict``, and the status is not ``ok`` (``VU-U052``).
-        VuError: from the stages. A run that fails before anything worth resuming exists leaves no folder behind.
+        PluginError: the code of a plugin failed (``VU-P009``), whatever it raised.
+        VuError: from the stages. A run that fails before anything worth resuming exists leaves no folder behind,
+            whatever the failure; of one that can be resumed, the remedy says so.
     """
     plan = dry_run(raw, plugins=plugins, max_minutes=max_minutes, max_gb=max_gb)
-    out = plan.config.run.out
-    of_the_user = out is not None and Path(out).exists()
-    folder = run_folder.reserve(out, plan.run_id)
+    folder, of_the_user = run_folder.reserve(plan.config.run.out, plan.run_id)
     with run_folder.lock(folder), _careful(folder, keep_folder=of_the_user):
         from vu_core.atomic import write_text
 
@@ -117,8 +118,9 @@ def resume(
             the data or the versions are no longer those it began with (``VU-R053``).
     """
     _check_resumable(folder)
-    with run_folder.lock(folder):
+    with run_folder.lock(folder), _telling_how_to_go_on(folder):
         run_folder.remove_leftovers(folder)
+        run_folder.read_events(folder)  # a damaged one is told now, and not when the record is made
         plan = dry_run(_read(folder), plugins=plugins)
         _check_unchanged(plan, folder)
         return _work(plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=True)
@@ -130,16 +132,17 @@ def measure_run(
     """Measure a run that has an edit once more, with other settings of ``[measure]`` and ``[metric.NAME]``.
 
     The scores go into ``scores-<split>-<seeds>.json`` beside ``scores.json``, or ``scores-<split>-<seeds>.2.json`` when
-    there is one already; nothing is overwritten.
+    there is one already; nothing is overwritten. The event ``written`` names the file.
 
     Args:
         folder: the run folder.
         plugins: who takes part.
         overrides: values of ``measure.*`` and ``metric.*`` keys.
-        on_event: sees every event.
+        on_event: sees every event; a ``warning`` when the data has changed since the run.
 
     Raises:
-        ConfigError: an override names another key (``VU-C050``). RecordError: there is no run or no edit (``VU-R052``).
+        ConfigError: an override names another key (``VU-C050``). RecordError: there is no run or no edit
+            (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
     """
     from vu_core.stages.measure import measure
     from vu_core.stages.record import write_further_scores
@@ -155,7 +158,8 @@ def measure_run(
     with _opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
         with _stage(emit, "measure"):
             measured = measure(bench, edit)
-        write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
+        path = write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
+        emit(Event("written", "record", {"file": path.name}))
         return measured.scorecard
 
 
@@ -168,7 +172,8 @@ def generate(
         uint8 arrays ``(H, W, 3)``: before, after.
 
     Raises:
-        MeasureError: the model makes no pictures (``VU-S051``). RecordError: there is no run or no edit (``VU-R052``).
+        MeasureError: the model makes no pictures (``VU-S051``). RecordError: there is no run or no edit
+            (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
     """
     from vu_core.contracts import TextToImage
     from vu_core.stages.apply import apply
@@ -186,8 +191,9 @@ def generate(
         sampling = generation(bench)
         settings: dict[str, Any] = {"steps": int(sampling["steps"]), "guidance": float(sampling["guidance"])}
         with _stage(emit, "generate"):
-            before = model.generate([prompt], [seed], **settings)[0]
-            with apply(model, edit):
+            with asked(bench.plan.config.model.entry, bench.entries):
+                before = model.generate([prompt], [seed], **settings)[0]
+            with apply(model, edit), asked(bench.plan.config.model.entry, bench.entries):
                 after = model.generate([prompt], [seed], **settings)[0]
         return before, after
 
@@ -233,17 +239,11 @@ def _work(
         raise
     except Exception as error:
         log.append(Event("error", "run", {"problem": f"{type(error).__name__}: {error}"}))
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise _out_of_memory(plan) from error
         raise
     _check_status(record, strict)
     return record
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell it by name and text: torch has an error of its own on a GPU, and none on the CPU."""
-    names = {each.__name__ for each in type(error).__mro__}
-    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def _out_of_memory(plan: Plan) -> UnlearnError:
@@ -305,7 +305,7 @@ def _opened(
 ) -> Iterator[tuple[Bench, Edit, OnEvent]]:
     """Load model and edit of a run; its events are shown but not added to the finished record."""
     from vu_core.adapters import load_edit
-    from vu_core.stages.load import cpu_threads, load
+    from vu_core.stages.load import changed_keys, cpu_threads, load
 
     _check_run(folder)
     if not (folder / run_folder.EDIT).exists():
@@ -317,7 +317,12 @@ def _opened(
         )
     plan = dry_run(_read(folder, overrides), plugins=plugins)
     emit = _emitter(plugins, None, on_event)
-    if _data_changed(plan, run_folder.read_json(folder / run_folder.ENVIRONMENT)):
+    then = run_folder.read_environment(folder)
+    asked_otherwise = ("measure.", "metric.", "run.device")
+    edited = [key for key in changed_keys(plan.config, then) if not key.startswith(asked_otherwise)]
+    if edited:
+        raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be measured or painted")
+    if _data_changed(plan, then):
         text = f"The data {plan.manifest.name!r} has changed since the run: what it holds out may have been trained on."
         emit(Event("warning", "load", {"text": text}))
     with logs_as_events(_emitter(None, None, on_event)), cpu_threads(plan.config.run.threads):
@@ -355,9 +360,23 @@ def _stage(emit: OnEvent, name: str) -> Iterator[None]:
 def _careful(folder: Path, *, keep_folder: bool) -> Iterator[None]:
     """Take back the folder of a run that failed before there was anything to go on from; empty it when it was there."""
     try:
-        yield
-    except VuError:
+        with _telling_how_to_go_on(folder):
+            yield
+    except Exception:
         run_folder.remove_if_nothing_was_won(folder, keep_folder=keep_folder)
+        raise
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Add to the remedy of an error how a run goes on that has won something already."""
+    try:
+        yield
+    except RecordError:  # says itself what the folder lacks
+        raise
+    except VuError as error:
+        if run_folder.has_won_something(folder) and run_folder.state_of(folder) == "incomplete":
+            error.remedy += f" When that is mended, the run goes on with `vu unlearn --resume {folder}`."
         raise
 
 
@@ -379,15 +398,15 @@ def _check_resumable(folder: Path) -> None:
 
 def _check_unchanged(plan: Plan, folder: Path) -> None:
     """Object when configuration, data or versions are not those of the beginning; the model is compared when loaded."""
-    from vu_core.stages.load import configuration_hash
+    from vu_core.stages.load import changed_keys
 
-    path = folder / run_folder.ENVIRONMENT
-    if not path.exists():  # killed while it loaded: nothing was done yet that could disagree
+    if not (folder / run_folder.ENVIRONMENT).exists():  # killed while it loaded: nothing was done that could disagree
         return
-    then = run_folder.read_json(path)
+    then = run_folder.read_environment(folder)
     changed = []
-    if then.get("configuration") != configuration_hash(plan.config):
-        changed.append(f"the configuration in {run_folder.RUN}")
+    edited = changed_keys(plan.config, then)
+    if edited:
+        changed.append(_in_run_toml(edited))
     if _data_changed(plan, then):
         changed.append(f"the data {plan.manifest.name!r}")
     versions = then.get("versions", {})
@@ -397,6 +416,10 @@ def _check_unchanged(plan: Plan, folder: Path) -> None:
             changed.append(f"{name} (was {was}, is {now})")
     if changed:
         raise run_folder.changed_since(folder, changed)
+
+
+def _in_run_toml(keys: Sequence[str]) -> str:
+    return f"the configuration in {run_folder.RUN} ({', '.join(keys)})"
 
 
 def _data_changed(plan: Plan, environment: Mapping[str, Any]) -> bool:

@@ -22,6 +22,8 @@ class Capability(StrEnum):
     """Logits and features of images."""
     JUDGE = "judge"
     """The *data* names what is on a picture."""
+    UNSEEN = "unseen"
+    """The *data* keeps examples of both sides out of training, in the part that ``measure.split`` names."""
 
 
 @attrs.frozen

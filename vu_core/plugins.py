@@ -8,15 +8,16 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import attrs
 import pluggy
 
+from vu_core import ctrl_c
 from vu_core.errors import PlanError, PluginError, VuError, did_you_mean
 from vu_core.event import Event
 from vu_core.hookspecs import HOOK_OF_KIND, VuHooks, hookimpl
@@ -81,7 +82,9 @@ class Plugins:
         for impl in self.manager.hook.vu_on_event.get_hookimpls():
             try:
                 impl.function(**dict.fromkeys(impl.argnames, event))
-            except Exception:  # noqa: BLE001  whatever it is, the log tells it
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # noqa: BLE001  whatever it is, the log tells it; SystemExit ends no run
                 _log.warning("listener %s failed on event %r", impl.plugin_name, event.type, exc_info=True)
 
     def check_plan(self, plan: Plan) -> None:
@@ -97,7 +100,9 @@ class Plugins:
                 impl.function(**dict.fromkeys(impl.argnames, plan))
             except VuError as objection:
                 objections.append(objection)
-            except Exception as exc:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:
                 owner = str(impl.plugin_name).partition(":")[0]
                 raise PluginError(
                     "VU-P007",
@@ -131,10 +136,11 @@ def discover(*, extra: Iterable[Any] = (), installed: bool = True) -> Plugins:
     manager.add_hookspecs(VuHooks)
     entries: list[Entry] = []
     distributions: list[Distribution] = []
-    for candidate in candidates:
-        found, distribution = _ask(candidate, blocked, manager)
-        entries += found
-        distributions.append(distribution)
+    with ctrl_c.noticing() as pressed:
+        for candidate in candidates:
+            found, distribution = _ask(candidate, blocked, manager, pressed)
+            entries += found
+            distributions.append(distribution)
     unknown = sorted(blocked - {each.distribution for each in candidates}) if installed else []
     unavailable = {each.name: _reason(each) for each in distributions if each.state in ("broken", "blocked")}
     absent = [
@@ -190,7 +196,9 @@ def _reason(distribution: Distribution) -> str:
     return f"{distribution.state} ({distribution.cause})"
 
 
-def _ask(candidate: _Candidate, blocked: set[str], manager: pluggy.PluginManager) -> tuple[list[Entry], Distribution]:
+def _ask(
+    candidate: _Candidate, blocked: set[str], manager: pluggy.PluginManager, ctrl_c_pressed: Callable[[], bool]
+) -> tuple[list[Entry], Distribution]:
     """Import one plugin and collect its names; nothing it does wrong reaches the others."""
     result = Distribution(candidate.distribution, candidate.version, candidate.entry_point)
     if candidate.distribution in blocked:
@@ -198,16 +206,37 @@ def _ask(candidate: _Candidate, blocked: set[str], manager: pluggy.PluginManager
     before = set(sys.modules)
     try:
         plugin = candidate.load()
-        pulled = tuple(name for name in HEAVY if name in sys.modules and name not in before)
+        pulled = _pulled(set(sys.modules) - before)
         entries = _collect(plugin, candidate)
         manager.register(plugin, name=candidate.key)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001  a plugin may fail in any way; it is shown with its cause
+    except BaseException as exc:  # a plugin may fail in any way; it is shown with its cause
+        if ctrl_c_pressed():  # the user ends the command, the plugin may not
+            raise
         return [], attrs.evolve(result, state="broken", cause=_first_line(exc))
     if pulled:
         cause = f"its entry-point module imports {', '.join(pulled)}"
         entries = [attrs.evolve(entry, state="slow", cause=cause) for entry in entries]
         result = attrs.evolve(result, state="slow", cause=cause)
     return entries, result
+
+
+def _pulled(loaded: Collection[str]) -> tuple[str, ...]:
+    """Return which heavy packages the modules that a plugin has loaded brought in or work with.
+
+    What an earlier plugin has imported already is not loaded again; its names in the new modules give it away.
+    """
+    found = {name.partition(".")[0] for name in loaded}
+    for name in loaded:
+        if name.partition(".")[0] in HEAVY:
+            continue
+        for value in list(getattr(sys.modules.get(name), "__dict__", {}).values()):
+            owner = type(value).__module__
+            if isinstance(value, ModuleType):
+                owner = value.__name__
+            elif isinstance(value, type | FunctionType | BuiltinFunctionType):
+                owner = value.__module__
+            found.add(str(owner).partition(".")[0])
+    return tuple(name for name in HEAVY if name in found)
 
 
 def _first_line(exc: BaseException) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import attrs
 
+from vu_core import ctrl_c
 from vu_core.errors import PluginError, did_you_mean, near_misses
 
 State = Literal["ready", "broken", "conflict", "blocked", "slow"]
@@ -73,8 +74,11 @@ class Entry:
             code = {"conflict": "VU-P002", "blocked": "VU-P004"}.get(self.state, "VU-P003")
             raise PluginError(code, f"{self._title} cannot be used: {self.cause}.", _remedy(self), where=self._where)
         try:
-            return _read_recipe(self.target) if self.kind == "recipe" else _import(self.target)
-        except (Exception, SystemExit) as exc:  # a plugin may fail in any way; the cause is chained
+            with ctrl_c.noticing() as pressed:
+                return _read_recipe(self.target) if self.kind == "recipe" else _import(self.target)
+        except BaseException as exc:  # a plugin may fail in any way; the cause is chained
+            if pressed():
+                raise
             owner = self.distribution
             raise PluginError(
                 "VU-P003",

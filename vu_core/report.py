@@ -11,9 +11,10 @@ from pathlib import PurePath
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from vu_core.config import as_dict
+from vu_core.config import as_dict, flat
 from vu_core.record import RunRecord
 from vu_core.score import Score, Scorecard
+from vu_core.units import bytes_text
 
 if TYPE_CHECKING:
     from vu_core.stages.bench import Bench
@@ -109,11 +110,11 @@ def claim(record: RunRecord) -> str:
 
 
 def value_text(value: float | None, unit: str) -> str:
-    """Return a number as the reader expects it: fractions as %, bytes with a prefix.
+    """Return a number as the reader expects it: fractions as %, bytes in decimal multiples.
 
     Example:
         >>> value_text(0.975, "fraction"), value_text(2048, "bytes"), value_text(None, "mse")
-        ('97.5 %', '2.0 KiB', '')
+        ('97.5 %', '2.0 kB', '')
     """
     if value is None:
         return ""
@@ -122,15 +123,6 @@ def value_text(value: float | None, unit: str) -> str:
     if unit == "bytes":
         return bytes_text(value)
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes with a binary prefix."""
-    for prefix in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or prefix == "GiB":
-            return f"{count:.0f} B" if prefix == "B" else f"{count:.1f} {prefix}"
-        count /= 1024
-    return ""
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -234,6 +226,8 @@ def _data_uri(picture: bytes) -> str:
 
 def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
     environment = record.environment
+    memory = environment["memory_gib"]
+    size = f"{bytes_text(memory * 2**30)}, " if memory is not None else ""
     facts = [
         ("run", record.run_id),
         ("base model", f"{record.model}, hash {bench.model.facts.base_hash[:12]}"),
@@ -242,12 +236,12 @@ def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
         ("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())),
         (
             "machine",
-            f"{environment['cores']} cores, {environment['memory_gib']} GiB, {environment['platform']}, "
+            f"{environment['cores']} cores, {size}{environment['platform']}, "
             f"device {environment['device']}, {_counted(environment['threads'], 'thread')}, {environment['precision']}",
         ),
         ("versions", ", ".join(f"{name} {number}" for name, number in environment["versions"].items())),
     ]
-    own = {key: value for key, value in record.edit_facts.items() if not key.startswith("changed_")}
+    own = {key: value for key, value in record.edit_facts.items() if not key.startswith(("changed_", "base_model"))}
     facts += [(key.replace("_", " "), _short(value)) for key, value in sorted(own.items())]
     facts += [("note", note) for note in record.notes] + [("warning", warning) for warning in record.warnings]
     return facts
@@ -268,7 +262,7 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
 def _configuration(bench: Bench) -> str:
     config = bench.plan.config
     rows = []
-    for key, value in _flat(as_dict(config)):
+    for key, value in flat(as_dict(config)):
         if value is None:
             continue
         origin = escape(str(config.origins.get(key, "default")))
@@ -276,11 +270,3 @@ def _configuration(bench: Bench) -> str:
         cells = (f"<code>{escape(key)}</code>", f"<code>{shown}</code>", f'<span class="quiet">{origin}</span>')
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return '<div class="wide"><table>\n' + "\n".join(rows) + "\n</table></div>"
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

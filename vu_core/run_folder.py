@@ -50,24 +50,32 @@ def state_of(folder: Path) -> State:
     return "complete" if {EDIT, SCORES, CARD} <= names else "incomplete"
 
 
-def reserve(out: str | None, run_id: str) -> Path:
+def reserve(out: str | None, run_id: str) -> tuple[Path, bool]:
     """Choose and make the folder of a new run.
 
     Args:
         out: the folder itself (``--out``), or ``None`` for ``runs/<id>``, then ``runs/<id>.2`` and so on.
         run_id: 12 hex digits.
 
+    Returns:
+        The folder, and whether it was there already, empty.
+
     Raises:
-        RecordError: when ``out`` holds anything at all (``VU-R050``) or cannot be made (``VU-R055``).
+        RecordError: when ``out`` holds anything at all or is a link to nothing (``VU-R050``), or cannot be made
+            (``VU-R055``).
     """
     if out is not None:
         folder = Path(out)
+        with writing(folder):  # the system may refuse the name itself, such as one that is too long
+            there = os.path.lexists(folder) or folder.exists()
         state = state_of(folder)
         if state not in ("absent", "empty"):
             raise _occupied(folder, state)
+        if state == "absent" and there:
+            raise _leads_nowhere(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return folder, there
     count = 1
     while True:
         folder = Path("runs") / (run_id if count == 1 else f"{run_id}.{count}")
@@ -78,7 +86,7 @@ def reserve(out: str | None, run_id: str) -> Path:
             except FileExistsError:  # an earlier run, or one that starts at this moment
                 count += 1
                 continue
-        return folder
+        return folder, False
 
 
 def _occupied(folder: Path, state: State) -> RecordError:
@@ -93,6 +101,15 @@ def _occupied(folder: Path, state: State) -> RecordError:
         "foreign": "Choose an --out that is empty or does not exist yet.",
     }
     return RecordError("VU-R050", f"{str(folder)!r} {what}.", remedies[state], where="run.out")
+
+
+def _leads_nowhere(folder: Path) -> RecordError:
+    return RecordError(
+        "VU-R050",
+        f"{str(folder)!r} is a link to {str(folder.readlink())!r}, which does not exist.",
+        "Make the folder that it leads to, or choose another --out.",
+        where="run.out",
+    )
 
 
 @contextmanager
@@ -165,6 +182,11 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+def has_won_something(folder: Path) -> bool:
+    """Tell whether a run can go on from a checkpoint or an edit."""
+    return (folder / EDIT).exists() or any((folder / CHECKPOINTS).glob("*"))
+
+
 def remove_if_nothing_was_won(folder: Path, *, keep_folder: bool = False) -> bool:
     """Delete what a run that failed early has written; keep a folder that holds a checkpoint or an edit.
 
@@ -175,7 +197,7 @@ def remove_if_nothing_was_won(folder: Path, *, keep_folder: bool = False) -> boo
     Returns:
         Whether the folder was emptied. A folder that this run made is removed with its content.
     """
-    if (folder / EDIT).exists() or any((folder / CHECKPOINTS).glob("*")):
+    if has_won_something(folder):
         return False
     for name in (RUN, ENVIRONMENT, EVENTS, LOCK):
         (folder / name).unlink(missing_ok=True)
@@ -274,6 +296,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return ``environment.json``, with the two tables that tell whether a run still is what it was.
+
+    Raises:
+        RecordError: the file or one of the tables is missing or damaged (``VU-R056``).
+    """
+    path = folder / ENVIRONMENT
+    value = read_json(path)
+    for name in ("configuration", "data"):
+        if not isinstance(value.get(name), dict):
+            raise unreadable(path, f"it holds no {name}")
+    return value
+
+
 def unreadable(path: Path, why: str) -> RecordError:
     """Return the error for a file of a run folder that is missing or damaged."""
     return RecordError(
@@ -284,11 +320,11 @@ def unreadable(path: Path, why: str) -> RecordError:
     )
 
 
-def changed_since(folder: Path, changed: Sequence[str]) -> RecordError:
+def changed_since(folder: Path, changed: Sequence[str], *, doing: str = "go on") -> RecordError:
     """Return the error for a run whose surroundings are no longer those of its beginning."""
     return RecordError(
         "VU-R053",
-        f"The run {str(folder)!r} cannot go on: since it began, these have changed: {', '.join(changed)}.",
+        f"The run {str(folder)!r} cannot {doing}: since it began, these have changed: {', '.join(changed)}.",
         f"Put back what it began with, or start anew: `vu unlearn -c {folder / RUN}`.",
         where=str(folder),
     )

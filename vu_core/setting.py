@@ -21,6 +21,7 @@ def setting(
     check: Callable[[Any], str | None] | None = None,
     factory: Callable[[], Any] | None = None,
     speed_only: bool = False,
+    path: bool = False,
 ) -> Any:
     """Declare a field of a frozen attrs ``Config`` with its range and its line of help.
 
@@ -35,6 +36,8 @@ def setting(
         check: returns what is wrong with a value, or ``None``.
         factory: makes the default, for values that must not be shared.
         speed_only: the field changes time or memory, never the result.
+        path: the text names a file or folder. One that exists is kept as an absolute path, and the name of a run does
+            not depend on it: what lies there must be part of a hash.
 
     Raises:
         ValueError: from the generated validator, with the field, the bound and the value.
@@ -62,7 +65,8 @@ def setting(
         if problem:
             raise ValueError(problem)
 
-    metadata = {"help": help, "choices": tuple(choices) if choices else None, "speed_only": speed_only, **bounds}
+    marks = {"speed_only": speed_only, "path": path}
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, **marks, **bounds}
     if factory is not None:
         return attrs.field(factory=factory, validator=validate, metadata=metadata)
     return attrs.field(default=default, validator=validate, metadata=metadata)

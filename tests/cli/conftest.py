@@ -125,7 +125,7 @@ def record(tmp_path: Path, scorecard: Scorecard) -> RunRecord:
         scorecard=scorecard,
         edit_bytes=86_016,
         seconds={"unlearn": 29.4, "measure": 51.0},
-        files={"edit.safetensors": "the edit, 86.0 kB", "report.html": "scores and pictures to look at"},
+        files={"edit.safetensors": "the edit, 86.0 kB", "report.html": "scores and images to look at"},
         notes=("No overwrite was named: style:flat takes its place.",),
     )
 

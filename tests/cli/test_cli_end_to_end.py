@@ -1,7 +1,12 @@
 """The real pipeline behind the command line: with toys in this process, with Stable Diffusion in one of its own."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -66,8 +71,10 @@ def test_a_run_its_plan_and_everything_that_can_be_done_with_it(vu, toys, tmp_pa
     assert measured.status == 0, measured.err
     assert len(json.loads(measured.out)["scores"][0]["seeds"]) == 3
 
-    picture = vu("generate", "one", "a red dot", "--out", "dot.png", plugins=toys)
-    assert picture.status == 0, picture.err
+    assert json.loads(measured.out)["files"] == [str(next(tmp_path.glob("one/scores-*.json")).relative_to(tmp_path))]
+
+    image = vu("generate", "one", "a red dot", "--out", "dot.png", plugins=toys)
+    assert image.status == 0, image.err
     assert (tmp_path / "dot.png").exists()
 
     refused = vu("unlearn", "--resume", "one", plugins=toys)
@@ -90,18 +97,68 @@ def test_ctrl_c_leaves_a_run_that_the_printed_command_completes(vu, toys, stoppe
     assert (tmp_path / "run" / "scores.json").exists()
 
 
+SLEEPER = """
+import os, time
+from pathlib import Path
+from vu_core import hookimpl
+from vu_core.testing.toy_plugin import *
+
+@hookimpl
+def vu_on_event(event):
+    at = os.environ.get("SLEEP_AT") == str(event.values.get("step"))
+    if at and event.stage == "unlearn" and event.type == "progress":
+        Path("asleep").write_text("")
+        time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process there")
+def test_ctrl_c_in_a_real_process_leaves_a_run_that_the_printed_command_completes(
+    distribution, environment_of, process, tmp_path
+):
+    site = distribution("sleepers", "sleeper", SLEEPER)
+    words = [*LINE.split(), "--out", "run", "--set", "unlearner.training.checkpoint_every=0"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vu_cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment_of(site, SLEEP_AT="2"),
+    )
+    while not (tmp_path / "asleep").exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    try:
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, err
+    last = err.splitlines()[-1]
+    assert last == "interrupted; continue with: vu unlearn --resume run"
+    assert err.count("interrupted") == 1
+    assert "Traceback" not in err
+    assert "Ctrl-C; vu unlearn --resume run goes on" in out
+
+    resumed = process(*last.split("vu ")[1].split(), path=site)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continues with unlearn after step" in resumed.stderr
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["status"] == "ok"
+
+
 def test_diffusers_and_friends_are_not_heard(process, tmp_path):
     tiny = pytest.importorskip("vu_diffusers.tiny")
     image = pytest.importorskip("PIL.Image")
     tiny.tiny_pipeline(tmp_path / "pipeline")
     for side, shade in (("forget", 200), ("retain", 50)):
-        folder = tmp_path / "pictures" / side
+        folder = tmp_path / "images" / side
         folder.mkdir(parents=True)
         for number in range(12):
             image.new("RGB", (32, 32), (shade, number, 0)).save(folder / f"{number}.png")
-        rows = [{"file_name": f"{number}.png", "text": f"a {side} picture"} for number in range(12)]
+        rows = [{"file_name": f"{number}.png", "text": f"a {side} image"} for number in range(12)]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    line = "unlearn --method fade --model ./pipeline --data ./pictures --overwrite dog --out run"
+    line = "unlearn --method fade --model ./pipeline --data ./images --overwrite dog --out run"
     settings = ["unlearner.training.steps=2", "measure.seeds=1", "measure.samples=1"]
     done = process(*line.split(), *(word for each in settings for word in ("--set", each)))
     assert done.returncode == 0, done.stderr

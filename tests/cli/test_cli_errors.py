@@ -31,7 +31,22 @@ USAGE = [
     (["measure"], "VU-C120", "RUN"),
     (["compare", "one"], "VU-R", "one"),
     (["explain", "VU-X999"], "VU-C124", "VU-X999"),
-    (["cache", "lst"], "VU-C120", "list"),
+    (["cache", "lst"], "VU-C121", "Did you mean 'list'?"),
+    (["unlearn", "--max-minutes", "nan"], "VU-C120", "--max-minutes"),
+    (["unlearn", "--max-minutes", "inf"], "VU-C120", "--max-minutes"),
+    (["unlearn", "--max-gb", "-1"], "VU-C120", "--max-gb"),
+    (["unlearn", "--max-gb", "nan"], "VU-C120", "--max-gb"),
+    (["unlearn", "--out", ""], "VU-C120", "--out"),
+    (["unlearn", "--resume", " "], "VU-C120", "--resume"),
+    (["unlearn", "--forget", "style:neon", "--forget="], "VU-C120", "--forget"),
+    (["unlearn", "-c", ""], "VU-C120", "--config"),
+    (["measure", ""], "VU-C120", "RUN"),
+    (["compare", "", ""], "VU-C120", "RUNS"),
+    (["generate", "run", "a star", "--out", ""], "VU-C120", "--out"),
+    (["explain", ""], "VU-C120", "CODE"),
+    (["unlearn", "--method", "a", "--method=b"], "VU-C120", "'a' and 'b'"),
+    (["unlearn", "-c", "a.toml", "--config", "b.toml", "-cc.toml"], "VU-C120", "'a.toml' and 'b.toml' and 'c.toml'"),
+    (["measure", "run", "--seeds", "1", "--seeds", "2"], "VU-C120", "'1' and '2'"),
     (["unlearn", "--resume", "r", "--method", "fade", "--set", "run.seed=1"], "VU-C123", "--method, --set"),
 ]
 
@@ -127,3 +142,37 @@ def test_a_bug_is_told_even_when_no_report_can_be_written(vu, monkeypatch, tmp_p
     assert done.status == 1
     assert "no report could be written" in done.err
     assert "Traceback" in done.err
+
+
+def test_an_empty_prompt_is_a_prompt(vu, tmp_path):
+    done = vu("generate", tmp_path, "")
+    assert "VU-R052" in done.err  # it got as far as the run
+
+
+JSON_ERRORS = [
+    ["nonsense"],
+    ["unlearn", "--method", "a", "--method", "b"],
+    ["unlearn", "--method", "nobody-has-this-name"],
+    ["unlearn", "-c", "missing.toml"],
+    ["unlearn", "--resume", "nowhere"],
+    ["measure"],
+    ["measure", "nowhere"],
+    ["generate", "nowhere", "a star"],
+    ["compare", "nowhere", "elsewhere"],
+    ["compare", "nowhere"],
+    ["list-plugins", "--kind", "metrc"],
+    ["describe", "nobody-has-this-name"],
+    ["explain", "VU-X999"],
+    ["cache", "lst"],
+    ["cache", "list", "--nonsense"],
+]
+
+
+@pytest.mark.parametrize("line", JSON_ERRORS, ids=" ".join)
+def test_with_json_every_error_is_one_object_on_standard_output(vu, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = vu(*line, "--json")
+    document = json.loads(done.out)
+    assert list(document) == ["error"]
+    assert document["error"]["code"].startswith("VU-")
+    assert document["error"]["exit_status"] == done.status != 0

@@ -1,6 +1,7 @@
 """`vu list-plugins` shows every state with its cause; commands of plugins run and fail like our own."""
 
 import json
+import sys
 
 GOOD = """
 from vu_core import hookimpl
@@ -40,6 +41,17 @@ def fire(how):
         raise DataError("VU-D999", "The zoo burns.", "Call for help.")
     if how == "bug":
         return 1 / 0
+    if how == "number":
+        return 3
+    if how == "table":
+        return Table("", ("x", "y"), ((float("nan"), 1.5), (float("-inf"), None)))
+    if how == "abort":
+        raise click.Abort
+    if how.startswith("click-"):
+        click.get_current_context().exit(int(how.removeprefix("click-")))
+    if how.startswith("exit-"):
+        code = how.removeprefix("exit-")
+        sys.exit(int(code) if code.isdigit() else code)
     return how
 """
 RIVAL = """
@@ -108,6 +120,13 @@ def test_check_imports_every_target_and_exits_with_3_when_one_is_broken(distribu
     assert "zebra_method" in rows["zebra"]["cause"]
     assert done.returncode == 3
     assert "VU-P121" in done.stderr
+    assert "ModuleNotFoundError: " in done.stderr
+
+    (site / "zebra_method.py").write_text(
+        "from vu_core import PluginError\nraise PluginError('VU-P999', 'No oats.', 'Buy some.', where='stable')\n"
+    )
+    rows = json.loads(process("list-plugins", "--check", "--kind", "unlearner", "--json", path=site).stdout)
+    assert next(row for row in rows if row["name"] == "zebra")["cause"] == "PluginError: No oats."
     assert "Traceback" not in done.stderr
 
     (site / "zebra_method.py").write_text(METHOD)
@@ -139,7 +158,13 @@ def test_failing_commands_of_plugins_fail_in_plain_words(distribution, process):
         (["cage"], 3, "VU-P120"),
         (["fire", "error"], 5, "The zoo burns."),
         (["fire", "bug"], 1, "ZeroDivisionError"),
-        (["fire", "text"], 1, "no way to show a str"),
+        (["fire", "text"], 3, "VU-P123: The command 'fire' returned a value of type str"),
+        (["fire", "number"], 3, "type int"),
+        (["fire", "exit-4"], 4, "VU-P122: The command 'fire' ended itself with status 4."),
+        (["fire", "exit-700"], 1, "VU-P122"),
+        (["fire", "exit-out of oil"], 1, "out of oil"),
+        (["fire", "click-5"], 5, "VU-P122"),
+        (["fire", "abort"], 130, "interrupted"),
         (["fire"], 2, "Missing argument"),
         (["fire", "--nonsense"], 2, "'--nonsense'"),
     ]:
@@ -148,3 +173,39 @@ def test_failing_commands_of_plugins_fail_in_plain_words(distribution, process):
         assert fragment in done.stderr
         assert "Traceback" not in done.stderr
         assert done.stdout == ""
+        done = process(*line, "--json", path=site)
+        assert done.returncode == status
+        assert json.loads(done.stdout)["error"]["exit_status"] == status
+
+
+def test_a_plugins_command_may_end_itself_well_or_return_what_json_has_no_word_for(distribution, process):
+    site = install(distribution)
+    for how in ("exit-0", "click-0"):
+        done = process("fire", how, path=site)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(process("fire", "exit-0", "--json", path=site).stdout) is None
+    rows = json.loads(process("fire", "table", "--json", path=site).stdout)["rows"]
+    assert rows == [{"x": None, "y": 1.5}, {"x": None, "y": None}]
+
+
+def test_a_plugin_that_ends_the_program_in_a_command_of_vu_does_not_choose_the_status(vu, monkeypatch):
+    from vu_core import pipeline
+
+    for code in (0, 42, "bye"):
+        monkeypatch.setattr(pipeline, "dry_run", lambda *_args, _code=code, **_settings: sys.exit(_code))
+        done = vu("unlearn", "--dry-run", "--json")
+        assert done.status == 3
+        assert json.loads(done.out)["error"]["code"] == "VU-P122"
+        assert f"vu unlearn`: {code!r}" in done.err
+
+
+def test_check_says_in_conflict_and_describe_knows_distributions(distribution, process):
+    site = install(distribution)
+    done = process("list-plugins", "--check", path=site)
+    assert "unlearner 'zebra' of zebras is in conflict: rivals 3.0" in done.stderr
+    described = process("describe", "zebras", path=site)
+    assert described.returncode == 3
+    assert "'zebras' is a distribution" in described.stderr
+    assert "zoo (command)" in described.stderr
+    broken = process("describe", "wrecks", path=site)
+    assert "nothing_of_this_name" in broken.stderr

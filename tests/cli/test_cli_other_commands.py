@@ -2,13 +2,14 @@
 
 import json
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
 import pytest
 
 from vu_cli import explain
-from vu_core import ConfigError, Edit, PluginError, Source, hookimpl, pipeline, setting
+from vu_core import ConfigError, Edit, Event, PluginError, Source, hookimpl, pipeline, setting
 from vu_core.plugins import discover
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +23,24 @@ def test_measure_hands_settings_on_and_prints_the_scorecard(vu, monkeypatch, sco
 
     def measure_run(folder, *, plugins, overrides, on_event):
         seen.update(folder=folder, overrides=[(each.key, each.value, each.origin) for each in overrides])
+        for _ in range(2):
+            on_event(Event("warning", "load", {"text": "The data has changed."}))
+        on_event(Event("written", "record", {"file": "scores-validation-10.json"}))
         return scorecard
 
     monkeypatch.setattr(pipeline, "measure_run", measure_run)
     done = vu("measure", "runs/x", "--seeds", "10", "--split", "validation", "--set", "measure.samples=0", "--json")
     assert done.status == 0
-    assert json.loads(done.out)["scores"][0]["name"] == "ua"
+    document = json.loads(done.out)
+    assert document["scores"][0]["name"] == "ua"
+    assert document["files"] == [str(Path("runs/x/scores-validation-10.json"))]
+    assert document["warnings"] == ["The data has changed."]
+    quiet = vu("measure", "runs/x", "--quiet")
+    assert quiet.err == ""
+    assert "warning: The data has changed." in quiet.out
+    assert str(Path("runs/x/scores-validation-10.json")) in quiet.out
+    seen.clear()
+    vu("measure", "runs/x", "--seeds", "10", "--split", "validation", "--set", "measure.samples=0")
     assert seen["folder"] == Path("runs/x")
     assert seen["overrides"] == [
         ("measure.samples", 0, "--set"),
@@ -50,22 +63,34 @@ def painted(monkeypatch):
     import numpy as np
 
     before, after = (np.full((64, 64, 3), shade, dtype=np.uint8) for shade in (40, 200))
-    monkeypatch.setattr(pipeline, "generate", lambda *_args, **_settings: (before, after))
+
+    def generate(*_args, on_event, **_settings):
+        on_event(Event("warning", "load", {"text": "The data has changed."}))
+        return before, after
+
+    monkeypatch.setattr(pipeline, "generate", generate)
 
 
-def test_generate_writes_both_pictures_pixel_for_pixel_side_by_side(vu, painted, tmp_path):
+def test_warnings_of_generate_are_part_of_its_result(vu, painted, tmp_path):
+    done = vu("generate", "runs/x", "A star.", "--out", tmp_path / "star.png", "--quiet")
+    assert (done.out.splitlines()[1], done.err) == ("warning: The data has changed.", "")
+    done = vu("generate", "runs/x", "A star.", "--out", tmp_path / "star.png", "--json")
+    assert json.loads(done.out)["warnings"] == ["The data has changed."]
+
+
+def test_generate_writes_both_images_pixel_for_pixel_side_by_side(vu, painted, tmp_path):
     from PIL import Image
 
     out = tmp_path / "star.png"
     done = vu("generate", "runs/x", "A star.", "--seed", "7", "--out", out)
     assert done.status == 0, done.err
     assert str(out) in done.out
-    with Image.open(out) as picture:
-        assert picture.size == (64 + 8 + 64, 64 + 14)
-        assert picture.getpixel((0, 20)) == picture.getpixel((63, 77)) == (40, 40, 40)
-        assert picture.getpixel((72, 20)) == picture.getpixel((135, 77)) == (200, 200, 200)
-        assert picture.getpixel((68, 40)) == (255, 255, 255)
-        assert picture.text == {"prompt": "A star.", "seed": "7"}
+    with Image.open(out) as image:
+        assert image.size == (64 + 8 + 64, 64 + 14)
+        assert image.getpixel((0, 20)) == image.getpixel((63, 77)) == (40, 40, 40)
+        assert image.getpixel((72, 20)) == image.getpixel((135, 77)) == (200, 200, 200)
+        assert image.getpixel((68, 40)) == (255, 255, 255)
+        assert image.text == {"prompt": "A star.", "seed": "7"}
     assert [path.name for path in tmp_path.iterdir()] == ["star.png"]
 
 
@@ -122,6 +147,12 @@ def test_numbers_of_different_definition_never_share_a_row(vu, two_runs):
     assert [[score is not None for score in row["scores"]] for row in ira] == [[True, False], [False, True]]
     assert [row["name"] for row in rows] == ["ua", "ira", "ira", "edit_bytes", "changed_parameters"]
     assert "ira was measured in different ways" in vu("compare", *two_runs).out
+
+
+def test_a_run_beside_itself_is_told(vu, two_runs):
+    one, two = two_runs
+    assert "named 2 times" in " ".join(vu("compare", one, one).out.split())
+    assert "named" not in vu("compare", one, two).out
 
 
 def test_compare_needs_two_runs_with_their_configuration(vu, two_runs):
@@ -225,6 +256,7 @@ def test_describe_in_json_and_its_errors(vu, stripes):
     assert {each["key"]: each["default"] for each in description["parameters"]}["unlearner.width"] == 0.5
     assert description["entry"]["aliases"] == ["bars"]
     assert vu("describe", "strips", plugins=stripes).status == PluginError.exit_status
+    assert "pip install vu-fade" in vu("describe", "vu-fade", plugins=stripes).err
     done = vu("describe", "stripes", "--kind", "unlerner", plugins=stripes)
     assert done.status == ConfigError.exit_status
     assert "'unlearner'" in done.err
@@ -248,6 +280,29 @@ def test_codes_may_be_shortened_and_misspelt_ones_get_near_misses(vu):
     document = json.loads(vu("explain", "vu-c121", "--json").out)
     assert (document["code"], document["title"]) == ("VU-C121", "Unknown command")
     assert "VU-C121" in vu("explain", "C12").err
+
+
+def test_paragraphs_of_a_page_are_lines_that_the_terminal_breaks(vu, monkeypatch):
+    from vu_cli.explain import _plain
+
+    page = "# VU-X001: A title\n\nOne\ntwo.\n\n```text\na\n b\n```\n\n- first\n  goes on\n- second\n| a |\n| b |\n"
+    assert _plain(page).splitlines() == [
+        "VU-X001: A title",
+        "",
+        "One two.",
+        "",
+        "    a",
+        "     b",
+        "",
+        "- first goes on",
+        "- second",
+        "| a |",
+        "| b |",
+    ]
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = vu("explain", "VU-C120").out.splitlines()
+    first = lines[2 : lines.index("", 2)]
+    assert all(len(line) + 1 + len(follows.split()[0]) > 40 for line, follows in pairwise(first))
 
 
 def test_the_index_of_errors_is_complete():
@@ -276,3 +331,20 @@ def test_the_cache_can_be_listed_and_cleared(vu, monkeypatch, tmp_path):
     assert cache.get_json("other", "b") == [2]
     assert "Deleted 1 files" in vu("cache", "clear").out
     assert cache.entries() == ()
+
+
+def test_the_cache_alone_is_listed_and_must_be_a_folder(vu, monkeypatch, tmp_path):
+    from vu_core.cache import Cache
+
+    monkeypatch.setenv("VU_CACHE", str(tmp_path / "cache"))
+    assert vu("cache").status == 0  # there is none yet
+    Cache(tmp_path / "cache").put_json("before", "a", [1], about="unlearncanvas, 100 items")
+    assert vu("cache").out == vu("cache", "list").out
+    assert json.loads(vu("cache", "--json").out) == json.loads(vu("cache", "list", "--json").out)
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VU_CACHE", str(tmp_path / "file"))
+    for line in (["cache"], ["cache", "list"], ["cache", "clear"]):
+        done = vu(*line)
+        assert (done.status, done.out) == (7, "")
+        assert "VU-R123" in done.err

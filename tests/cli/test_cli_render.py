@@ -7,9 +7,10 @@ import attrs
 import pytest
 
 from vu_cli import numbers
+from vu_cli.comparison import Comparison, Row
 from vu_cli.document import content
 from vu_cli.render import console, show
-from vu_cli.session import Page, Session
+from vu_cli.session import Measurement, Page, Session
 from vu_core import Score, Scorecard, Table
 
 
@@ -89,11 +90,34 @@ def test_scorecards_in_json_are_those_of_scores_json(monkeypatch, scorecard):
     assert scorecard_from_json(document) == scorecard
 
 
-def test_json_refuses_what_is_no_number():
+def test_json_refuses_scores_that_are_no_numbers(scorecard):
     from vu_cli import document
 
+    bad = attrs.evolve(scorecard.scores[0], after=float("nan"))
     with pytest.raises(ValueError):
-        document.text(Table("", ("x",), ((float("nan"),),)))
+        document.text(attrs.evolve(scorecard, scores=(bad,)))
+
+
+def test_a_measurement_names_its_file_and_its_warnings(monkeypatch, scorecard):
+    measured = Measurement(scorecard, ("run/scores-held-out-10.json",), ("The data has changed.",))
+    shown = text(measured, monkeypatch)
+    assert "written to  run/scores-held-out-10.json" in shown
+    assert "warning: The data has changed." in shown
+    document = json.loads(text(measured, monkeypatch, json=True))
+    assert document["files"] == ["run/scores-held-out-10.json"]
+    assert document["warnings"] == ["The data has changed."]
+    assert document["scores"] == json.loads(text(scorecard, monkeypatch, json=True))["scores"]
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 80])
+def test_no_number_of_a_comparison_is_broken(monkeypatch, scorecard, columns):
+    rows = tuple(Row(score.name, score.unit, score.fingerprint, (score, score)) for score in scorecard.scores)
+    compared = Comparison(("one\nfade", "two\nfade"), rows, (("unlearner.training.lr", ("0.00012345", "0.003")),))
+    lines = text(compared, monkeypatch, columns).splitlines()
+    words = " ".join(lines)
+    for number in ("97.0 (+96.0)", "95.2 (-0.9)", "21,504", "86.0 kB"):
+        assert words.count(number) == 2, words
+    assert max(map(len, lines)) <= max(columns, 22)
 
 
 def test_several_nouns_and_pages(monkeypatch):

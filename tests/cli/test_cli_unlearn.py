@@ -89,6 +89,7 @@ def test_a_run_shows_plan_then_table_then_files_and_progress_on_the_other_stream
     places = [done.out.index(word) for word in order]
     assert places == sorted(places)
     assert done.out.count("style:flat takes its place") == 1
+    assert f"stop        Ctrl-C; vu unlearn --resume {record.folder} goes on" in done.out.split("Run 0123456789ab")[0]
     assert "report.html" in done.out
     assert "warning: a warning of the run" in done.err
     assert "unlearn: done in 29.4 s" in done.err
@@ -114,6 +115,7 @@ def test_json_is_one_document_on_standard_output(vu, calls, record):
 def test_dry_run_prints_the_plan_and_hands_the_budget_on(vu, calls):
     done = vu("unlearn", "--dry-run", "--max-gb", "8")
     assert calls["settings"] == {"max_minutes": None, "max_gb": 8.0}
+    assert "Ctrl-C" not in done.out
     for fragment in ("style:neon -> style:flat", "about 1.3 GB", "none", "seed        7", "lora: rank 8", "note:"):
         assert fragment in done.out
     document = json.loads(vu("unlearn", "--dry-run", "--json").out)
@@ -239,3 +241,9 @@ def test_what_libraries_say_becomes_events_of_the_run():
     assert [message.split(": ")[-1].splitlines()[0] for message in messages] == ["two", "three", "four"]
     assert {event.type for event in seen} == {"log"}
     assert [event.values["logger"] for event in seen] == ["stdout", "py.warnings", "stderr"]
+
+
+def test_the_help_says_first_that_no_option_starts_a_run(vu):
+    head = " ".join(vu("unlearn", "--help").out.split("What:")[0].split())
+    assert "Without options it starts the default run at once" in head
+    assert "disk" in vu("unlearn", "--help").out.split("--max-gb")[1].split("--strict")[0]

@@ -69,6 +69,7 @@ VARIANTS = {
     "fade": (Fade(FadeConfig()), {}),
     "bank": (Fade(FadeConfig(teacher_bank=5)), {}),
     "split": (Fade(FadeConfig(split_backward=True)), {}),
+    "split-bank": (Fade(FadeConfig(teacher_bank=5, split_backward=True)), {}),
     "sparse-module": (FadeSparseModule(FadeSparseModuleConfig(sparsity_inclusiveness=0.3)), {}),
     "sparse-weight": (
         FadeSparseWeight(FadeSparseWeightConfig(sparsity_inclusiveness=0.3)),

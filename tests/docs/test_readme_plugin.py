@@ -13,20 +13,24 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"`([\w.]+)`\n\n```\w+\n(.*?)```", re.S)
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpack the code blocks as an installed distribution: modules and a .dist-info folder with its entry point."""
-    folder = tmp_path_factory.mktemp("site")
+def blocks() -> dict[str, str]:
+    """The files of the README's plugin by name, as written there."""
     files = dict(BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
     assert set(files) == {"pyproject.toml", "equal_length_plugin.py", "equal_length.py"}
-    for name in ("equal_length_plugin.py", "equal_length.py"):
-        (folder / name).write_text(files[name])
-    entry = re.search(r'\[project.entry-points."vu.plugins"\]\n(.*)', files["pyproject.toml"])
-    info = folder / "equal_length-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: equal-length\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[vu.plugins]\n{entry[1].replace(chr(34), '')}\n")
-    return folder
+    return files
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the blocks into a folder and let pip build and install it, without network."""
+    project, site = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("site")
+    for name, text in blocks().items():
+        (project / name).write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    command += ["--no-build-isolation", "--no-cache-dir", "--target", str(site), str(project)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return site
 
 
 def vu(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -37,9 +41,8 @@ def vu(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_has_about_thirty_lines() -> None:
-    files = dict(BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    code = [line for name, text in files.items() if name.endswith(".py") for line in text.splitlines() if line.strip()]
-    assert len(code) <= 30
+    code = [line for name, text in blocks().items() if name.endswith(".py") for line in text.splitlines()]
+    assert len([line for line in code if line.strip()]) <= 30
 
 
 def test_it_is_listed_and_its_target_imports(installed: Path) -> None:

@@ -55,7 +55,9 @@ class LoraLayer(nn.Module):
     moving or freezing the model leaves them alone.
 
     With a float32 base the masked form is one product with the changed weight. A half-precision base would round a
-    small change of its weight away, so there the change is computed beside it in float32.
+    small change of its weight away, so there the change is computed beside it: in the precision of autocast where that
+    is on (as `vu_core.training.fit` does for bf16 and fp16), else in float32. Either way the sum with the base output
+    is rounded to the precision of that output.
 
     Args:
         module: what is wrapped; see `supports`.
@@ -102,7 +104,10 @@ class LoraLayer(nn.Module):
         if one_product and not dropping and not isinstance(module, LoraLayer):
             return _call(module, x, self.weight + factors.delta().reshape(self.weight.shape), self.bias)
         y: Tensor = module(x)
-        return self._add_change(y, (F.dropout(x, factors.dropout) if dropping else x).to(factors.A.dtype))
+        inner = F.dropout(x, factors.dropout) if dropping else x
+        # Autocast would turn a float32 copy of the input into half precision again.
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return self._add_change(y, inner if autocast else inner.to(factors.A.dtype))
 
     def _add_change(self, y: Tensor, x: Tensor) -> Tensor:
         module, factors, shape = self.innermost[0], self.factors, self.weight.shape

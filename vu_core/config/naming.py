@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vu_core.errors import ConfigError, PluginError
+from vu_core.errors import ConfigError, PluginError, near_misses
 from vu_core.registry import WORDS, Entry, Registry
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -19,7 +19,8 @@ def resolve_name(registry: Registry, kind: str, text: str) -> tuple[Entry, str]:
         The entry, and the ref that the text itself carries (empty for a plain name).
 
     Raises:
-        PluginError: no plugin has the name. ConfigError: no plugin, or more than one, takes the path or the hub id.
+        PluginError: no plugin has the name. ConfigError: no plugin, or more than one, takes the path or the hub id, or
+            the path does not exist (``VU-C006``).
     """
     known = {name for entry in registry.entries(kind) for name in entry.names}
     if text in known:
@@ -27,20 +28,79 @@ def resolve_name(registry: Registry, kind: str, text: str) -> tuple[Entry, str]:
     name, equals, ref = text.partition("=")
     if equals and name in known:
         return registry.get(kind, name), ref
-    path = Path(text).expanduser()
-    if path.exists():
-        return _claim(registry, kind, text, lambda plugin: bool(plugin.recognises(path)), "recognises this path"), str(
-            path
-        )
+    path = existing(text)
+    if path is not None:
+        return _claim(registry, kind, text, lambda plugin: bool(plugin.recognises(path)), "recognises this path"), text
     if equals:
         return registry.get(kind, name), ref
-    if kind == "model" and _HUB_ID.fullmatch(text):
+    if kind == "model" and _HUB_ID.fullmatch(text) and not _is_beside(text):
         takes = "takes hub ids"
         return _claim(registry, kind, text, lambda plugin: bool(getattr(plugin, "takes_hub_ids", False)), takes), text
     if "/" in text or "\\" in text or text.startswith((".", "~")):
-        problem = f"There is no file or folder '{text}'."
-        raise ConfigError("VU-C006", problem, f"Check the path, or name the {WORDS.get(kind, kind)} plugin: NAME=REF.")
-    return registry.get(kind, text), ""
+        raise _no_such_path(kind, text)
+    try:
+        return registry.get(kind, text), ""
+    except PluginError as error:
+        if error.code != "VU-P001" or text in registry.directory.get(kind, {}):
+            raise
+        problem = f"{error.problem} There is no file or folder '{text}' either.{_near_paths(text)}"
+        raise PluginError(error.code, problem, error.remedy) from None
+
+
+def settle_ref(entry: Entry, ref: str) -> str:
+    """Return the place of a model or of data: what exists on this machine as an absolute path, all else as it is.
+
+    A run that is repeated from another folder then finds it.
+
+    Raises:
+        ConfigError: ``ref`` would be asked for on the hub, but looks like a path beside others here (``VU-C006``).
+    """
+    path = absolute(ref)
+    if path == ref and _HUB_ID.fullmatch(ref) and _is_beside(ref) and getattr(entry.load(), "takes_hub_ids", False):
+        raise _no_such_path(entry.kind, ref)
+    return path
+
+
+def absolute(text: str) -> str:
+    """Return the name of an existing file or folder as an absolute path, any other text as it is."""
+    path = existing(text)
+    return text if path is None else str(path.resolve())
+
+
+def existing(text: str) -> Path | None:
+    """Return the file or folder that a text names, if there is one."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for the system, or the home of an unknown user: there is none
+        return None
+
+
+def _is_beside(text: str) -> bool:
+    """Tell whether the folder is here that a relative path with one slash would lie in."""
+    return existing(str(Path(text).parent)) is not None
+
+
+def _no_such_path(kind: str, text: str) -> ConfigError:
+    problem = f"There is no file or folder '{text}'.{_near_paths(text)}"
+    remedy = f"Check the path, or name the {WORDS.get(kind, kind)} plugin: NAME=REF."
+    if kind == "model" and _HUB_ID.fullmatch(text):
+        folder = Path(text).parent
+        remedy = f"Check the path. The hub is not asked for '{text}' where there is a folder '{folder}'."
+    return ConfigError("VU-C006", problem, remedy)
+
+
+def _near_paths(text: str) -> str:
+    """Return ``" Did you mean 'x'?"`` for what lies beside the first part of a path that does not exist."""
+    missing = Path(text)
+    while missing.parent != missing and existing(str(missing.parent)) is None:
+        missing = missing.parent
+    try:
+        near = near_misses(missing.name, [entry.name for entry in missing.parent.expanduser().iterdir()])
+    except (OSError, RuntimeError):  # a folder that may not be listed, or nobody's home: there is nothing to offer
+        return ""
+    offers = " or ".join(repr(str(missing.with_name(name))) for name in near)
+    return f" Did you mean {offers}?" if offers else ""
 
 
 def _claim(registry: Registry, kind: str, text: str, claims: Any, verb: str) -> Entry:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import attrs
 
@@ -52,8 +53,15 @@ class Problems:
         self._note(Problem(key, text, place))
 
     def add_error(self, key: str, error: VuError) -> None:
-        """Note an error of its own kind; alone, it is raised as it is."""
-        self._note(Problem(key, f"{error.problem} {error.remedy}", self.place(key), error))
+        """Note an error of its own kind, part by part; alone, it is raised as it is.
+
+        Args:
+            key: what it is about, unless it names another key that was written itself.
+            error: from a plugin, or from the search for one.
+        """
+        for part in error.parts or (error,):
+            about = part.where if self.place(part.where) else key
+            self._note(Problem(about, f"{part.problem} {part.remedy}", self.place(about), part))
 
     def _note(self, problem: Problem) -> None:
         if problem not in self.found:
@@ -74,7 +82,7 @@ class Problems:
         raise ConfigError("VU-C001", problem, remedy.format("each line"))
 
     def _located(self, error: VuError, problem: Problem) -> VuError:
-        if error.where:
+        if error.where not in ("", problem.key):
             return error
         where = f"{problem.key} ({problem.place})" if problem.place else problem.key
         located = type(error)(error.code, error.problem, error.remedy, where=where)
@@ -86,3 +94,28 @@ def _line(problem: Problem) -> tuple[bool, str, int]:
     """Order problems as they stand in the file; those from elsewhere follow."""
     file, _, line = problem.place.rpartition(":")
     return (not line.isdigit(), file, int(line) if line.isdigit() else 0)
+
+
+@contextmanager
+def locating(origins: Mapping[str, str], keys: Sequence[str] = ()) -> Iterator[None]:
+    """Add to the place of a `VuError` where the keys that it names were written.
+
+    Args:
+        origins: dotted key -> where its value comes from, as in `RunConfig.origins`.
+        keys: what an error is about that says nothing of its place; those that nobody set are left out.
+
+    Example:
+        >>> with locating({"data.forget": "run.toml:7"}):
+        ...     raise ConfigError("VU-C001", "There is no such style.", "Choose another.", where="data.forget")
+        Traceback (most recent call last):
+        vu_core.errors.ConfigError: There is no such style.
+          where: data.forget (run.toml:7)
+          what to do: Choose another.
+    """
+    try:
+        yield
+    except VuError as error:
+        said = {key: origin for key, origin in origins.items() if origin and origin != "default"}
+        named = error.where.split(", ") if error.where else [key for key in keys if key in said]
+        error.where = ", ".join(f"{name} ({said[name]})" if name in said else name for name in named)
+        raise

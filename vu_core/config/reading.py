@@ -9,6 +9,7 @@ import attrs
 
 from vu_core.config.conversion import Mismatch, convert
 from vu_core.config.layers import Layer, build, config_class, constant_layer, default_layer, lay, leaves
+from vu_core.config.naming import absolute
 from vu_core.config.problems import Problems
 from vu_core.config.raw import RawConfig
 from vu_core.config.recipes import Recipe
@@ -138,7 +139,7 @@ class Reading:
             config = config_class(entry, entry.load())
             lowest = default_layer(config, f"default of {entry.name}")
             built = self._built(config, [lowest, *layers], path)
-            return None if built is None else Choice(entry, built, ref)
+            return None if built is None else Choice(entry, _settled(built), ref)
         return None
 
     def collecting(self, key: str) -> Collecting:
@@ -177,6 +178,14 @@ class Collecting:
             self.problems.add_error(self.key, error)
             return True
         return False
+
+
+def _settled(config: Any) -> Any:
+    """Return a ``Config`` whose paths to what exists are absolute, so that they hold in every folder."""
+    names = [field.name for field in attrs.fields(type(config)) if field.metadata.get("path")]
+    texts = {name: getattr(config, name) for name in names}
+    paths = {name: absolute(text) for name, text in texts.items() if isinstance(text, str)}
+    return attrs.evolve(config, **paths) if paths else config
 
 
 def _inner(tables: Mapping[str, Any], path: str) -> Mapping[str, Any]:

@@ -16,49 +16,89 @@ from vu_core.config.toml_text import dotted, toml_value
 from vu_core.data import digest
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON knows it: attrs classes and mappings as dicts, tuples as lists."""
+def plain(value: Any, *, places: bool = True) -> Any:
+    """Return a value as JSON knows it: attrs classes and mappings as dicts, tuples as lists.
+
+    Args:
+        value: any value of a configuration.
+        places: keep absolute paths in fields that name a file or folder (``setting(path=True)``); else they are empty.
+    """
     if attrs.has(type(value)):
-        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        fields = attrs.fields(type(value))
+        hidden = {field.name for field in fields if field.metadata.get("path") and not places}
+        found = {field.name: plain(getattr(value, field.name), places=places) for field in fields}
+        return {name: _placeless(each) if name in hidden else each for name, each in found.items()}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, places=places) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [plain(item, places=places) for item in value]
     return value.value if isinstance(value, Enum) else value
 
 
-def as_dict(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved configuration as nested tables, in the layout of the file, absent values as ``None``."""
-    unlearner = {"method": config.unlearner.name, **plain(config.unlearner.config)}
+def _placeless(text: Any) -> Any:
+    return "" if isinstance(text, str) and PurePath(text).is_absolute() else text
+
+
+def as_dict(config: RunConfig, *, places: bool = True) -> dict[str, Any]:
+    """Return the resolved configuration as nested tables, in the layout of the file, absent values as ``None``.
+
+    Args:
+        config: what is written.
+        places: say where models and data lie on this machine; else absolute paths are empty.
+    """
+
+    def table(choice: Choice) -> dict[str, Any]:
+        return {"name": choice.name, **plain(choice.config, places=places)}
+
+    def referring(choice: Choice) -> dict[str, Any]:
+        return {"name": choice.name, "ref": choice.ref if places else _placeless(choice.ref)}
+
+    unlearner = {"method": config.unlearner.name, **plain(config.unlearner.config, places=places)}
     for axis in ("parameters", "attribution"):
         choice = getattr(config, axis)
         if choice is not None:
-            unlearner[axis] = _table(choice)
+            unlearner[axis] = table(choice)
+    asked = {"forget": list(config.forget), "overwrite": list(config.overwrite)}
     tables: dict[str, Any] = {
         "run": plain(config.run),
-        "model": {"name": config.model.name, "ref": config.model.ref, **plain(config.model.config)},
-        "data": {
-            "name": config.data.name,
-            "ref": config.data.ref,
-            "forget": list(config.forget),
-            "overwrite": list(config.overwrite),
-            **plain(config.data.config),
-        },
+        "model": {**referring(config.model), **table(config.model)},
+        "data": {**referring(config.data), **asked, **table(config.data)},
         "unlearner": unlearner,
     }
     if config.weighting is not None:
-        tables["weighting"] = _table(config.weighting)
+        tables["weighting"] = table(config.weighting)
     if config.regularizers:
-        tables["regularizer"] = {choice.name: plain(choice.config) for choice in config.regularizers}
-    settings = {**plain(config.measure), "metrics": [choice.name for choice in config.metrics]}
-    tables["measure"] = settings
+        tables["regularizer"] = {each.name: plain(each.config, places=places) for each in config.regularizers}
+    tables["measure"] = {**plain(config.measure), "metrics": [choice.name for choice in config.metrics]}
     if config.metrics:
-        tables["metric"] = {choice.name: plain(choice.config) for choice in config.metrics}
+        tables["metric"] = {each.name: plain(each.config, places=places) for each in config.metrics}
     return tables
 
 
-def _table(choice: Choice) -> dict[str, Any]:
-    return {"name": choice.name, **plain(choice.config)}
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return the tables that say what a run computes.
+
+    Left out are ``run.out``, the index of the device, and where models and data lie: the hashes of their content stand
+    for them.
+    """
+    tables = as_dict(config, places=False)
+    del tables["run"]["out"]
+    tables["run"]["device"] = config.run.device.partition(":")[0]
+    return tables
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every value in nested tables.
+
+    Example:
+        >>> dict(flat({"run": {"seed": 1}, "data": {"crop": {"size": 8}}}))
+        {'run.seed': 1, 'data.crop.size': 8}
+    """
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def to_toml(config: RunConfig) -> str:
@@ -122,11 +162,8 @@ def _comment(origin: str) -> str:
 def run_id(config: RunConfig, *, base_hash: str, data_digest: str, versions: Mapping[str, str]) -> str:
     """Return 12 hex digits that name what a run computes.
 
-    They are the start of the SHA-256 over the resolved configuration without ``run.out`` and the device index, the hash
-    of the base model, the digest of the data manifest and the versions of all distributions that take part.
+    They are the start of the SHA-256 over the configuration as `identity` tells it, the hash of the base model, the
+    digest of the data manifest and the versions of all distributions that take part.
     """
-    tables = as_dict(config)
-    tables["run"] = {**tables["run"], "out": None, "device": config.run.device.partition(":")[0]}
-    return digest(
-        json.dumps(tables, sort_keys=True), base_hash, data_digest, json.dumps(dict(versions), sort_keys=True)
-    )[:12]
+    tables = json.dumps(identity(config), sort_keys=True)
+    return digest(tables, base_hash, data_digest, json.dumps(dict(versions), sort_keys=True))[:12]

@@ -32,7 +32,12 @@ class Dataset(Protocol[ConfigT]):
         ...
 
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
-        """Understand ``--forget`` and ``--overwrite``. Raises: DataError with near misses."""
+        """Understand ``--forget`` and ``--overwrite``.
+
+        Raises:
+            DataError: with near misses, and ``where`` either ``data.forget`` or ``data.overwrite``: the user is told
+                the line of the file. Several mistakes are told at once with `vu_core.together`.
+        """
         ...
 
     def manifest(self, selection: Selection) -> Manifest:

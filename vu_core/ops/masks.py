@@ -11,6 +11,8 @@ from torch import Tensor
 
 _CHUNK = 1 << 22
 """Elements that are histogrammed at once: bounds the temporary memory to a few dozen MB."""
+_LOWEST_FINITE, _HIGHEST_FINITE = 0x0080, 0xFF7F
+"""First and last bucket of finite numbers: what lies outside has all bits of the exponent set (infinity, NaN)."""
 
 
 def kept(n: int, p: float) -> int:
@@ -53,7 +55,7 @@ def top_masks(
         One boolean tensor per name in the shape and on the device of its scores.
 
     Raises:
-        ValueError: for a share outside [0, 1] or a score that is not finite.
+        ValueError: for a share outside [0, 1], or a score that is not finite where there is something to choose.
 
     Example:
         >>> s = {"w": torch.tensor([0.1, 0.5, 0.5, 0.2, 0.9])}
@@ -64,7 +66,7 @@ def top_masks(
         raise ValueError(f"the share to keep must lie in [0, 1], but is {p!r}")
     if scope == "per_tensor":
         return {name: top_masks({name: score}, p, ties=ties)[name] for name, score in scores.items()}
-    ordered = {name: _float32(name, scores[name]) for name in sorted(scores)}
+    ordered = {name: scores[name].detach().float() for name in sorted(scores)}
     n = sum(score.numel() for score in ordered.values())
     k = kept(n, p)
     if k == 0:
@@ -72,7 +74,7 @@ def top_masks(
     elif k == n:
         masks = {name: torch.ones_like(score, dtype=torch.bool) for name, score in ordered.items()}
     else:
-        cutoff = _kth_largest(list(ordered.values()), k)
+        cutoff = _kth_largest(ordered, k)
         masks = {name: score >= cutoff for name, score in ordered.items()}
         if ties == "exact":
             surplus = sum(int(mask.sum()) for mask in masks.values()) - k
@@ -80,23 +82,21 @@ def top_masks(
     return {name: masks[name] for name in scores}
 
 
-def _float32(name: str, score: Tensor) -> Tensor:
-    if not bool(torch.isfinite(score).all()):
-        raise ValueError(f"the scores of {name!r} are not all finite")
-    return score.detach().float() + 0.0  # -0.0 becomes 0.0, so that equal numbers have equal bits
-
-
 def _ordered_bits(chunk: Tensor) -> Tensor:
-    """Map float32 to integers in 0 .. 2^32 - 1 of the same order."""
+    """Map float32 to integers in 0 .. 2^32 - 1 of the same order, with -0.0 just below 0.0."""
     bits = chunk.contiguous().view(torch.int32).long()
     return torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF) + 0x80000000
 
 
-def _kth_largest(scores: Sequence[Tensor], k: int) -> Tensor:
+def _kth_largest(named: Mapping[str, Tensor], k: int) -> Tensor:
     """Return the k-th largest value as a float32 scalar on the CPU (k from 1)."""
+    scores = list(named.values())
     high = torch.zeros(1 << 16, dtype=torch.long)
     for chunk in _chunks(scores):
         high += torch.bincount(_ordered_bits(chunk) >> 16, minlength=1 << 16).cpu()
+    if bool(high[:_LOWEST_FINITE].any()) or bool(high[_HIGHEST_FINITE + 1 :].any()):
+        wrong = next(name for name, score in named.items() if not bool(torch.isfinite(score).all()))
+        raise ValueError(f"the scores of {wrong!r} are not all finite")
     bucket, above = _bucket_of(high, k)
     low = torch.zeros(1 << 16, dtype=torch.long)
     for chunk in _chunks(scores):

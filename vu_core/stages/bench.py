@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,6 +10,7 @@ import attrs
 from vu_core.contracts import Dataset, Metric, Model, Unlearner
 from vu_core.data import ForgetRetain
 from vu_core.plan import Plan
+from vu_core.registry import Entry
 from vu_core.run import Run
 
 
@@ -23,6 +24,7 @@ class Bench:
         run: what the method is handed besides model and data.
         data: train and validation examples that have passed through ``model.prepare``; ``None`` when a finished run is
             only measured.
+        entries: who takes part, base methods of the method included: one of them is to blame when code of theirs fails.
     """
 
     plan: Plan
@@ -32,3 +34,4 @@ class Bench:
     metrics: Mapping[str, Metric[Any]]
     run: Run
     data: ForgetRetain | None = None
+    entries: Sequence[Entry] = ()

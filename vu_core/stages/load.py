@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vu_core.blame import asked
 from vu_core.cache import Cache, CachedAttribution, cache_root, settings_text
-from vu_core.config import Choice, RunConfig, run_id
+from vu_core.config import Choice, RunConfig, flat, identity
 from vu_core.config.conversion import Mismatch, convert
 from vu_core.config.layers import config_class
 from vu_core.contracts import Dataset, Model, Unlearner
-from vu_core.data import Examples, ForgetRetain
+from vu_core.data import Examples, ForgetRetain, digest
 from vu_core.errors import ConfigError, PlanError
 from vu_core.event import Event
 from vu_core.plan import Plan
+from vu_core.registry import Entry
 from vu_core.run import Run
 from vu_core.stages.bench import Bench
 
@@ -51,31 +54,46 @@ def load(
 
     Raises:
         PlanError: the device is not there (``VU-L050``). DataError, ModelError, PluginError: from the plugins.
+            PluginError ``VU-P009``: the code of one of them failed.
     """
     config: RunConfig = plan.config
     check_device(config.run.device)
-    model: Model = _instance(config.model, with_ref=True).load(device=config.run.device, precision=config.run.precision)
+    entries = [choice.entry for choice in config.choices]
+    chosen_model = _instance(config.model, with_ref=True)
+    with asked(config.model.entry, entries):
+        model: Model = chosen_model.load(device=config.run.device, precision=config.run.precision)
     dataset: Dataset[Any] = _instance(config.data, with_ref=True)
-    run = _run(plan, plugins, folder, emit, base_hash=model.facts.base_hash)
+    run = _run(plan, plugins, folder, emit, entries, base_hash=model.facts.base_hash)
     run.resuming = resuming
-    data = _prepared(dataset, model, plan, run) if with_data else None
+    data = _prepared(dataset, model, plan, run, entries) if with_data else None
     run.stage = "unlearn"
     metrics = {choice.name: _instance(choice) for choice in config.metrics}
-    return Bench(plan, model, dataset, _instance(config.unlearner), metrics, run, data)
+    return Bench(plan, model, dataset, _instance(config.unlearner), metrics, run, data, entries)
 
 
 def _instance(choice: Choice, *, with_ref: bool = False) -> Any:
     plugin = choice.entry.load()
-    return plugin(choice.ref, choice.config) if with_ref else plugin(choice.config)
+    with asked(choice.entry):
+        return plugin(choice.ref, choice.config) if with_ref else plugin(choice.config)
 
 
-def _run(plan: Plan, plugins: Plugins, folder: Path, emit: Callable[[Event], None], *, base_hash: str) -> Run:
+def _run(
+    plan: Plan,
+    plugins: Plugins,
+    folder: Path,
+    emit: Callable[[Event], None],
+    entries: list[Entry],
+    *,
+    base_hash: str,
+) -> Run:
+    """Return what the method is handed; a base method that it asks for joins ``entries``."""
     config: RunConfig = plan.config
 
     def axis(choice: Choice | None) -> Any:
         return None if choice is None else _instance(choice)
 
     def resolve(name: str, settings: Mapping[str, Any]) -> Unlearner[Any]:
+        entries.append(plugins.registry.get("unlearner", name))
         return base_method(plugins, name, settings)
 
     cache = cache_root()
@@ -122,7 +140,8 @@ def base_method(plugins: Plugins, name: str, settings: Mapping[str, Any]) -> Unl
             f"`vu describe {entry.name}` lists its settings.",
             where=f"base method {entry.name!r}",
         ) from mismatch
-    return plugin(config)  # type: ignore[no-any-return]
+    with asked(entry):
+        return plugin(config)  # type: ignore[no-any-return]
 
 
 def _seed(config: RunConfig) -> int:
@@ -131,11 +150,16 @@ def _seed(config: RunConfig) -> int:
     return config.run.seed
 
 
-def _prepared(dataset: Dataset[Any], model: Model, plan: Plan, run: Run) -> ForgetRetain:
-    data = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
+def _prepared(dataset: Dataset[Any], model: Model, plan: Plan, run: Run, entries: Sequence[Entry]) -> ForgetRetain:
+    config: RunConfig = plan.config
+    with asked(config.data.entry, entries):
+        data = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
 
     def prepare(examples: Examples) -> Examples:
-        return model.prepare(examples, run) if len(examples) else examples
+        if not len(examples):
+            return examples
+        with asked(config.model.entry, entries):
+            return model.prepare(examples, run)
 
     return data.map(prepare)
 
@@ -187,7 +211,7 @@ def environment(plan: Plan, base_hash: str) -> dict[str, Any]:
     return {
         "format": 1,
         "run_id": plan.run_id,
-        "configuration": configuration_hash(config),
+        "configuration": configuration_digests(config),
         "base_hash": base_hash,
         "data": data,
         "concepts": concepts,
@@ -204,9 +228,19 @@ def environment(plan: Plan, base_hash: str) -> dict[str, Any]:
     }
 
 
-def configuration_hash(config: RunConfig) -> str:
-    """Return a hash of the resolved configuration alone: the run's id without model, data and versions."""
-    return run_id(config, base_hash="", data_digest="", versions={})
+def configuration_digests(config: RunConfig) -> dict[str, str]:
+    """Return a short hash per dotted key of what the run computes, so that what has changed can be named."""
+    values = flat(identity(config))
+    return {key: digest(json.dumps(value, sort_keys=True))[:12] for key, value in values}
+
+
+def changed_keys(config: RunConfig, environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys whose values are not those that ``environment.json`` noted, in the order of the file.
+
+    A key that was not noted belongs to a field that its plugin did not have yet.
+    """
+    now = configuration_digests(config)
+    return tuple(key for key, known in environment["configuration"].items() if now.get(key) != known)
 
 
 def _memory_gib() -> float | None:

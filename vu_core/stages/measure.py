@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from vu_core.blame import asked
 from vu_core.cache import Cache, dispensable, settings_text
+from vu_core.config import RunConfig
 from vu_core.contracts import Metric, Observations, TextToImage
 from vu_core.data import Evaluation, EvaluationItem, digest
 from vu_core.edit import Edit
 from vu_core.errors import MeasureError
+from vu_core.plan import Capability
+from vu_core.registry import Entry
+from vu_core.run import Run
 from vu_core.score import Score, Scorecard, Status
 from vu_core.stages.apply import apply
 from vu_core.stages.bench import Bench
@@ -57,22 +62,25 @@ def measure(bench: Bench, edit: Edit) -> Measured:
 
     Raises:
         MeasureError: a metric gave nothing, or a number that is not finite (``VU-S050``).
+        PluginError: the code of a metric, of the data or of the model failed (``VU-P009``).
     """
     run = bench.run
     run.stage = "measure"
     evaluation = evaluate_on(bench)
+    _note_idle_seeds(bench)
     before = {name: _before(bench, name, metric, evaluation) for name, metric in bench.metrics.items()}
     pictures_before = _pictures(bench, evaluation, "pictures before")
     with apply(bench.model, edit):
         seen = attrs.evolve(run, edit=edit)
-        after = {name: metric.observe(bench.model, evaluation, seen) for name, metric in bench.metrics.items()}
+        after = {name: _observed(bench, name, metric, evaluation, seen) for name, metric in bench.metrics.items()}
         pictures_after = _pictures(bench, evaluation, "pictures after")
     scores: list[Score] = []
     doubts: list[tuple[Status, str]] = []
     for name, metric in bench.metrics.items():
-        found = metric.scores(before[name], after[name], evaluation)
-        scores += [_complete(score, name, metric, evaluation) for score in _finite(name, found)]
-        doubts += metric.doubts(found)
+        with asked(_entry(bench, name), bench.entries):
+            found = tuple(metric.scores(before[name], after[name], evaluation))
+            scores += [_complete(score, _entry(bench, name), metric, evaluation) for score in _finite(name, found)]
+            doubts += metric.doubts(found)
     for score in scores:
         run.emit("score", name=score.name, before=score.before, after=score.after)
     samples = None
@@ -80,6 +88,14 @@ def measure(bench: Bench, edit: Edit) -> Measured:
         samples = Samples(evaluation.samples, pictures_before, pictures_after)
     card = Scorecard(evaluation.split, _status(doubts), tuple(scores), tuple(text for _, text in doubts))
     return Measured(card, samples)
+
+
+def _note_idle_seeds(bench: Bench) -> None:
+    """Say that seeds which were asked for change no score, where no metric makes pictures."""
+    config: RunConfig = bench.plan.config
+    asked_for = config.origins.get("measure.seeds", "").startswith("--")
+    if asked_for and not any(_draws(choice.entry) for choice in config.metrics):
+        bench.run.emit("note", text="No metric here makes pictures: measure.seeds changes no score, only the pictures.")
 
 
 def split_seeds(split: str, count: int) -> tuple[int, ...]:
@@ -95,14 +111,15 @@ def split_seeds(split: str, count: int) -> tuple[int, ...]:
 def evaluate_on(bench: Bench) -> Evaluation:
     """Let the data plugin build what is measured on, and settle how pictures are made."""
     plan, settings = bench.plan, bench.plan.config.measure
-    evaluation = bench.dataset.evaluation(
-        plan.selection,
-        split=settings.split,
-        seeds=split_seeds(settings.split, settings.seeds),
-        samples=settings.samples,
-        resolution=bench.model.facts.resolution,
-        run=bench.run,
-    )
+    with asked(plan.config.data.entry, bench.entries):
+        evaluation = bench.dataset.evaluation(
+            plan.selection,
+            split=settings.split,
+            seeds=split_seeds(settings.split, settings.seeds),
+            samples=settings.samples,
+            resolution=bench.model.facts.resolution,
+            run=bench.run,
+        )
     return attrs.evolve(evaluation, generation=generation(bench))
 
 
@@ -115,12 +132,13 @@ def generation(bench: Bench) -> dict[str, float]:
 
 def _before(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation) -> Observations:
     cache, run = Cache(bench.run.cache), bench.run
-    key = _before_key(bench, name, metric, evaluation)
+    with asked(_entry(bench, name), bench.entries):
+        key = _before_key(bench, name, metric, evaluation)
     stored = cache.get_json("before", key)
     if stored is not None:
         run.emit("note", text=f"What {name} observes on the untouched model comes from the cache.")
         return dict(stored)
-    observed = metric.observe(bench.model, evaluation, run)
+    observed = _observed(bench, name, metric, evaluation, run)
     try:
         about = f"{name}, {evaluation.split}, {bench.plan.config.measure.seeds} seeds, {bench.model.facts.name}"
         with dispensable(run.emit):
@@ -133,6 +151,16 @@ def _before(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation
             where=name,
         ) from error
     return observed
+
+
+def _observed(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation, run: Run) -> Observations:
+    with asked(_entry(bench, name), bench.entries):
+        return metric.observe(bench.model, evaluation, run)
+
+
+def _entry(bench: Bench, name: str) -> Entry:
+    config: RunConfig = bench.plan.config
+    return next(choice.entry for choice in config.metrics if choice.name == name)
 
 
 def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evaluation) -> str:
@@ -159,12 +187,13 @@ def _pictures(bench: Bench, evaluation: Evaluation, what: str) -> np.ndarray[Any
     if not items or not isinstance(model, TextToImage):
         return None
     bench.run.progress(what, 0, len(items))
-    made = model.generate(
-        [item.prompt for item in items],
-        [item.seed for item in items],
-        steps=int(evaluation.generation["steps"]),
-        guidance=float(evaluation.generation["guidance"]),
-    )
+    with asked(bench.plan.config.model.entry, bench.entries):
+        made = model.generate(
+            [item.prompt for item in items],
+            [item.seed for item in items],
+            steps=int(evaluation.generation["steps"]),
+            guidance=float(evaluation.generation["guidance"]),
+        )
     bench.run.progress(what, len(items), len(items))
     return made
 
@@ -187,12 +216,17 @@ def _all(score: Score) -> tuple[float | None, ...]:
     return (score.before, score.after, score.n, *interval)
 
 
-def _complete(score: Score, name: str, metric: Metric[Any], evaluation: Evaluation) -> Score:
-    """Fill in the seeds and the fingerprint, which only the stage knows in full."""
+def _complete(score: Score, entry: Entry, metric: Metric[Any], evaluation: Evaluation) -> Score:
+    """Fill in the seeds, of what makes pictures, and the fingerprint, which only the stage knows in full."""
     sampling = str(sorted(evaluation.generation.items()))
-    fingerprint = digest(name, metric.version, metric.fingerprint(evaluation), sampling, score.name)[:16]
-    seeds = score.seeds or tuple(sorted({item.seed for item in evaluation.items}))
+    fingerprint = digest(entry.name, metric.version, metric.fingerprint(evaluation), sampling, score.name)[:16]
+    seeds = score.seeds or (tuple(sorted({item.seed for item in evaluation.items})) if _draws(entry) else ())
     return attrs.evolve(score, fingerprint=fingerprint, seeds=seeds)
+
+
+def _draws(entry: Entry) -> bool:
+    """Tell whether a metric makes pictures, the only ones that seeds are for."""
+    return Capability.GENERATE in entry.needs
 
 
 def _status(doubts: Sequence[tuple[Status, str]]) -> Status:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from re import match
 from typing import Any, TypeVar
@@ -11,12 +13,14 @@ from typing import Any, TypeVar
 import attrs
 
 from vu_core.config import Choice, RunConfig, run_id
+from vu_core.config.problems import locating
 from vu_core.cost import estimate, steps_of, training_of
 from vu_core.data import Manifest, Selection
-from vu_core.errors import PlanError, PluginError, VuError
+from vu_core.errors import ConfigError, PlanError, PluginError, VuError
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.plugins import Plugins
 from vu_core.registry import WORDS, Entry, Registry
+from vu_core.stages.load import check_device
 
 T = TypeVar("T")
 
@@ -31,19 +35,27 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
         max_gb: refuse a run that is estimated to need more memory, or more disk and downloads together, in 10^9 bytes.
 
     Raises:
-        PlanError: the parts do not fit together (``VU-L002``, ``VU-L005``), exceed the budget (``VU-L003``), or plugins
-            object (``VU-L004``).
+        ConfigError: a limit is no positive number (``VU-C052``), or the warm-up is as long as the run (``VU-C030``).
+        PlanError: the parts do not fit together (``VU-L002``), exceed the budget (``VU-L003``), the device
+            is not there (``VU-L050``), or plugins object (``VU-L004``).
         ModelError, DataError: the model or the data cannot be used. PluginError: a plugin failed (``VU-P007``).
     """
-    notes = list(config.notes)
+    _check_limits({"--max-minutes": max_minutes, "--max-gb": max_gb})
+    if config.run.device != "cpu":
+        check_device(config.run.device)
+    notes = [*config.notes, *_idle_threads(config.run.threads)]
     if config.run.seed is None:
         config, note = _with_seed(config)
         notes.append(note)
-    facts: ModelFacts = _asked(config.model, lambda: _instance(config.model).inspect())
-    dataset = _asked(config.data, lambda: _instance(config.data))
-    selection: Selection = _asked(config.data, lambda: dataset.parse(config.forget, config.overwrite))
-    manifest: Manifest = _asked(config.data, lambda: dataset.manifest(selection))
-    _check_needs(config, facts, plugins.registry)
+    with locating(config.origins):
+        facts: ModelFacts = _asked(config.model, lambda: _instance(config.model).inspect())
+        dataset = _asked(config.data, lambda: _instance(config.data))
+        with locating(config.origins, ("data.forget", "data.overwrite")):
+            selection: Selection = _asked(config.data, lambda: dataset.parse(config.forget, config.overwrite))
+        manifest: Manifest = _asked(config.data, lambda: dataset.manifest(selection))
+    config, left_out = _without_unmeasurable(config, manifest)
+    notes += left_out
+    _check_needs(config, facts, manifest, plugins.registry)
     _check_warmup(config, manifest)
     cost = estimate(config, facts, manifest)
     if facts.downloads:
@@ -55,6 +67,23 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     refuse_budget(cost, max_minutes=max_minutes, max_gb=max_gb)
     plugins.check_plan(drawn)
     return drawn
+
+
+def _check_limits(limits: Mapping[str, float | None]) -> None:
+    for name, limit in limits.items():
+        if limit is not None and not 0 < limit < math.inf:  # NaN would allow everything
+            raise ConfigError(
+                "VU-C052",
+                f"The limit must be a positive number, but is {limit}.",
+                f"Give {name} a number above 0, or leave it out for no limit.",
+                where=name,
+            )
+
+
+def _idle_threads(threads: int | None) -> Iterator[str]:
+    cores = os.cpu_count()
+    if threads is not None and cores is not None and threads > cores:
+        yield f"run.threads is {threads}, but this machine has {cores} cores: the others only wait."
 
 
 def refuse_budget(cost: Cost, *, max_minutes: float | None = None, max_gb: float | None = None) -> None:
@@ -93,9 +122,9 @@ def _asked(choice: Choice, question: Callable[[], T]) -> T:
     """Return the answer of a plugin; what it raises besides `VuError` is its own fault and says so."""
     try:
         return question()
-    except VuError:
+    except (VuError, KeyboardInterrupt):
         raise
-    except Exception as exc:
+    except BaseException as exc:  # SystemExit, too: no plugin ends the program
         entry = choice.entry
         raise PluginError(
             "VU-P007",
@@ -105,16 +134,41 @@ def _asked(choice: Choice, question: Callable[[], T]) -> T:
         ) from exc
 
 
-def _check_needs(config: RunConfig, facts: ModelFacts, registry: Registry) -> None:
+def _without_unmeasurable(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, list[str]]:
+    """Leave out metrics that need unseen examples where there are none, if only the data named them; say so."""
+    if _keeps_unseen(config, manifest) or not config.origins.get("measure.metrics", "").startswith("named by"):
+        return config, []
+    kept = tuple(choice for choice in config.metrics if Capability.UNSEEN not in choice.entry.needs)
+    dropped = [f"'{choice.name}'" for choice in config.metrics if choice not in kept]
+    if not dropped:
+        return config, []
+    note = (
+        f"The data keeps no unseen examples of both sides in its {config.measure.split} part, so "
+        f"{' and '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} left out; the status of the run rests on the "
+        "other metrics."
+    )
+    measure = attrs.evolve(config.measure, metrics=tuple(choice.name for choice in kept))
+    return attrs.evolve(config, metrics=kept, measure=measure), [note]
+
+
+def _keeps_unseen(config: RunConfig, manifest: Manifest) -> bool:
+    """Tell whether both sides have examples in the measured part; data that does not count them is believed to."""
+    return all(manifest.counts.get(f"{config.measure.split}/{side}", 1) for side in ("forget", "retain"))
+
+
+def _check_needs(config: RunConfig, facts: ModelFacts, manifest: Manifest, registry: Registry) -> None:
     """Refuse a method or a metric that needs what neither the model nor the data can do."""
+    of_data = {str(Capability.JUDGE), str(Capability.UNSEEN)}
     can = {str(each) for each in facts.capabilities}
     if any(Capability.JUDGE in entry.needs for entry in _named_by_data(config, registry)):
         can.add(str(Capability.JUDGE))
+    if _keeps_unseen(config, manifest):
+        can.add(str(Capability.UNSEEN))
     lacking = []
     for choice in (config.unlearner, *config.metrics):
         missing = [need for need in choice.entry.needs if need not in can]
         if missing:
-            owner = "data" if missing == [str(Capability.JUDGE)] else "model"
+            owner = "data" if of_data.issuperset(missing) else "model"
             has = config.data.name if owner == "data" else config.model.name
             word = WORDS.get(choice.entry.kind, choice.entry.kind)
             lacking.append(f"the {word} '{choice.name}' needs '{', '.join(missing)}', which the {owner} '{has}' lacks")
@@ -136,16 +190,11 @@ def _named_by_data(config: RunConfig, registry: Registry) -> Iterator[Entry]:
 
 
 def _check_warmup(config: RunConfig, manifest: Manifest) -> None:
-    steps = steps_of(config, manifest)
-    training = training_of(config)
-    warmup = training.warmup_steps if training is not None else 0
-    if steps is not None and warmup >= steps:
-        raise PlanError(
-            "VU-L005",
-            f"The warm-up of {warmup} steps is not shorter than the run of {steps} steps.",
-            "Lower unlearner.training.warmup_steps, or raise unlearner.training.epochs or steps.",
-            where="unlearner.training.warmup_steps",
-        )
+    from vu_core.training.settings import check_warmup
+
+    steps, training = steps_of(config, manifest), training_of(config)
+    if steps is not None and training is not None:
+        check_warmup(training, steps)
 
 
 def _versions(config: RunConfig) -> Iterator[tuple[str, str]]:

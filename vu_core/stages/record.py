@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vu_core import run_folder
-from vu_core.atomic import write_bytes, write_text
+from vu_core.atomic import write_bytes
+from vu_core.errors import RecordError
 from vu_core.event import Event
 from vu_core.record import RunRecord
 from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, PICTURES, REPORT, RUN, SCORES
@@ -61,8 +62,7 @@ def begin(bench: Bench, *, resuming: bool) -> None:
         if then.get("threads") != now["threads"]:
             run.emit_event(Event("warning", "load", {"text": _other_threads(then.get("threads"), now["threads"])}))
         return
-    with run_folder.writing(path):
-        write_text(path, json.dumps(now, indent=2) + "\n")
+    _write(path, json.dumps(now, indent=2) + "\n")
 
 
 def _other_threads(then: Any, now: Any) -> str:
@@ -75,10 +75,14 @@ def record(bench: Bench, measured: Measured) -> None:
 
     folder = bench.run.folder
     pictures = _write_pictures(folder, measured.samples) if measured.samples is not None else ()
-    with run_folder.writing(folder):
-        write_text(folder / SCORES, scores_text(measured.scorecard))
-        write_text(folder / REPORT, report_html(read_record(folder), bench, pictures))
-        write_text(folder / CARD, model_card(read_record(folder), bench))
+    _write(folder / SCORES, scores_text(measured.scorecard))
+    _write(folder / REPORT, report_html(read_record(folder), bench, pictures))
+    _write(folder / CARD, model_card(read_record(folder), bench))
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    with run_folder.writing(path):
+        write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
 def scores_text(card: Scorecard) -> str:
@@ -87,15 +91,32 @@ def scores_text(card: Scorecard) -> str:
 
 
 def write_further_scores(folder: Path, card: Scorecard, seeds: int) -> Path:
-    """Write ``scores-<split>-<seeds>.json`` beside ``scores.json``; nothing is overwritten."""
-    stem = f"scores-{card.split}-{seeds}"
-    path, count = folder / f"{stem}.json", 1
-    while path.exists():
-        count += 1
-        path = folder / f"{stem}.{count}.json"
-    with run_folder.writing(path):
-        write_text(path, scores_text(card))
+    """Write ``scores-<split>-<seeds>.json`` beside ``scores.json``; nothing is overwritten.
+
+    Returns:
+        The file, ``scores-<split>-<seeds>.2.json`` and so on when there was one already.
+    """
+    path = _first_free(folder, f"scores-{card.split}-{seeds}")
+    try:
+        _write(path, scores_text(card))
+    except RecordError:
+        path.unlink(missing_ok=True)  # only the name was taken
+        raise
     return path
+
+
+def _first_free(folder: Path, stem: str) -> Path:
+    """Take a name with an empty file: two processes that measure at the same time never get the same one."""
+    count = 1
+    while True:
+        path = folder / (f"{stem}.json" if count == 1 else f"{stem}.{count}.json")
+        with run_folder.writing(path):
+            try:
+                path.open("x").close()
+            except FileExistsError:
+                count += 1
+                continue
+        return path
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -197,9 +218,8 @@ def _write_pictures(folder: Path, samples: Samples) -> tuple[tuple[str, bytes, b
     rows = []
     for index, item in enumerate(samples.items):
         before, after = png(samples.before[index]), png(samples.after[index])
-        with run_folder.writing(folder / PICTURES):
-            write_bytes(folder / PICTURES / f"{index}-before.png", before)
-            write_bytes(folder / PICTURES / f"{index}-after.png", after)
+        _write(folder / PICTURES / f"{index}-before.png", before)
+        _write(folder / PICTURES / f"{index}-after.png", after)
         rows.append((f"{item.prompt} (seed {item.seed})", before, after))
     return tuple(rows)
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from vu_core.blame import asked
 from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings, dotted
 from vu_core.config.layers import Layer, constant_layer
-from vu_core.config.naming import resolve_name
+from vu_core.config.naming import resolve_name, settle_ref
 from vu_core.config.reading import DEFAULT, Reading
 from vu_core.config.recipes import find_recipe
 from vu_core.errors import ConfigError, PlanError, VuError, did_you_mean
@@ -55,6 +56,8 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
     regularizers = _regularizers(reading, method)
     metrics = _metrics(reading, measure, data)
     forget, overwrite = reading.texts("data", "forget"), reading.texts("data", "overwrite")
+    if reading.problems.found and parts["data"] is not None:
+        _hear_data(reading, parts["data"], forget, overwrite)
     reading.problems.raise_if_any()
     return RunConfig(
         run=run,
@@ -103,13 +106,25 @@ def _plugin(reading: Reading, kind: str) -> tuple[Entry | None, str]:
         if reading.chosen_anew(path, entry):
             reading.note_left_out(path, entry)
             ref = ref if reading.by_flag(f"{path}.ref") else None
-        if own_ref and ref and own_ref != ref:
-            reading.problems.add(f"{path}.ref", f"is {ref!r}, but {path}.name says {own_ref!r} already.")
+        own_ref, ref = _the_ref(reading, path, own_ref, ref or "")
         reading.origins[f"{path}.name"] = reading.place(f"{path}.name") if name is not None else "default"
         said_by = "name" if own_ref else "ref"
         reading.origins[f"{path}.ref"] = reading.place(f"{path}.{said_by}") if own_ref or ref else "default"
-        return entry, own_ref or ref or ""
+        ref = own_ref or ref
+        with reading.collecting(f"{path}.{said_by}"):
+            ref = settle_ref(entry, ref)
+        return entry, ref
     return None, ""
+
+
+def _the_ref(reading: Reading, path: str, of_name: str, of_ref: str) -> tuple[str, str]:
+    """Return the ref of ``NAME=REF`` and that of the key ``ref``, one of them empty: a flag outranks the file."""
+    by_flag = reading.by_flag(f"{path}.name"), reading.by_flag(f"{path}.ref")
+    if of_name and of_ref and of_name != of_ref and by_flag[0] == by_flag[1]:
+        reading.problems.add(f"{path}.ref", f"is {of_ref!r}, but {path}.name says {of_name!r} already.")
+    if of_name and of_ref and by_flag == (False, True):
+        return "", of_ref
+    return (of_name, "") if of_name else ("", of_ref)
 
 
 def _method(reading: Reading) -> Entry | None:
@@ -144,10 +159,8 @@ def _data_is_said(reading: Reading, model: Entry | None) -> bool:
     """Tell whether the data is known; only the default model may go without a word about it."""
     if "name" in reading.table("data") or model is None:
         return True
-    with reading.collecting("model.name"):
-        default = reading.registry.default("model")
-        if default is None or default.name == model.name:
-            return True
+    if model.default or not any(entry.default for entry in reading.registry.entries("model")):
+        return True
     installed = ", ".join(reading.registry.usable_names("dataset")) or "none"
     reading.problems.add(
         "data.name",
@@ -168,6 +181,17 @@ def _referring(reading: Reading, entry: Entry | None, path: str, ref: str) -> Ch
     return reading.choice(entry, path, [layer], ref)
 
 
+def _hear_data(reading: Reading, data: Choice, forget: tuple[str, ...], overwrite: tuple[str, ...]) -> None:
+    """Let the data object to what it is asked to forget, so that this is told with all other problems.
+
+    When there are none, the plan asks it: a large folder is not looked through twice.
+    """
+    if any(problem.key.startswith(("data.forget", "data.overwrite")) for problem in reading.problems.found):
+        return
+    with reading.collecting("data.forget"), asked(data.entry):
+        data.entry.load()(data.ref, data.config).parse(forget, overwrite)
+
+
 def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
     """Return the method with its settings; exactly one of ``steps`` and ``epochs`` must hold."""
     if method is None:
@@ -184,9 +208,6 @@ def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
     if (training.steps is None) == (training.epochs is None):
         state = "neither is" if training.steps is None else "both are"
         reading.problems.add(f"{path}.training.steps", f"and epochs: exactly one must be set, but {state}.")
-    elif training.steps is not None and training.warmup_steps >= training.steps:
-        text = f"must be less than the {training.steps} steps of the run, but is {training.warmup_steps}."
-        reading.problems.add(f"{path}.training.warmup_steps", text)
     return choice
 
 
@@ -228,24 +249,28 @@ def axis_layers(reading: Reading, axis: str, method: Entry) -> tuple[Entry, list
 
 
 def _named(reading: Reading, axis: str, layers: Sequence[Layer]) -> tuple[Entry, list[Layer]] | None:
-    """Return who was chosen for an axis, and the layers whose settings are for it, without their names."""
+    """Return who was chosen for an axis, and the layers whose settings are for it, without their names.
+
+    Only the name that holds is looked up: one that another layer has replaced may belong to nobody, or to two.
+    """
     path = AXIS_PATHS[axis]
     key = f"{path}.name"
-    entry, origin = reading.registry.default(axis), "default"
-    owners: list[Entry | None] = []
+    name, origin = None, "default"
+    owners: list[str | None] = []  # whom the settings of each layer are for; None: whoever is the default
     for layer in layers:
         if "name" in layer.values:
-            name = reading.text(key, layer.values["name"])
+            name, origin = reading.text(key, layer.values["name"]), layer.place(key)
             if name is None:
                 return None
-            entry, origin = reading.registry.get(axis, name), layer.place(key)
-        owners.append(entry)
+        owners.append(name)
+    entry = reading.registry.default(axis) if name is None else reading.registry.get(axis, name)
     if entry is None:
         if axis == "attribution":
             return None
         entry = _default(reading, axis, path)
     reading.origins[key] = origin
-    fitting = [layer for layer, owner in zip(layers, owners, strict=True) if owner == entry]
+    meant = [entry.default if owner is None else owner in entry.names for owner in owners]
+    fitting = [layer for layer, is_for_it in zip(layers, meant, strict=True) if is_for_it]
     if reading.chosen_anew(path, entry):
         reading.note_left_out(path, entry)
         fitting[-1] = reading.user_layer(path, flags_only=True)

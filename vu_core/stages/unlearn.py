@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from vu_core.blame import asked
+from vu_core.config import Choice
 from vu_core.edit import Edit, LowRank, Part, Replace, Sparse
 from vu_core.errors import EditError, UnlearnError, did_you_mean
+from vu_core.report import short_name
 from vu_core.stages.bench import Bench
 from vu_core.stages.guard import untouched
 
@@ -22,12 +25,12 @@ def unlearn(bench: Bench) -> Edit:
         bench: with data.
 
     Returns:
-        The edit with ``base`` and ``method`` filled in, and the counts ``changed_tensors`` and ``changed_numbers``
-        among its facts.
+        The edit with ``base`` and ``method`` filled in, and ``changed_tensors``, ``changed_numbers`` (counts) and
+        ``base_model`` (such as ``diffusers=owner/name``) among its facts.
 
     Raises:
         UnlearnError: the method left traces in the model or the process (``VU-U050``), or returned no edit
-            (``VU-U051``).
+            (``VU-U051``). PluginError: its code, or that of a plugin it works with, failed (``VU-P009``).
         EditError: the edit is empty (``VU-E050``), without effect (``VU-E051``), not finite (``VU-E052``), or does not
             fit the model (``VU-E054``).
     """
@@ -36,7 +39,8 @@ def unlearn(bench: Bench) -> Edit:
     name = bench.plan.config.unlearner.name
     with untouched(bench.model.network, name):
         try:
-            edit = bench.unlearner.unlearn(bench.model, bench.data, bench.run)
+            with asked(bench.plan.config.unlearner.entry, bench.entries):
+                edit = bench.unlearner.unlearn(bench.model, bench.data, bench.run)
         finally:
             bench.run.release()
     if not isinstance(edit, Edit):
@@ -47,8 +51,13 @@ def unlearn(bench: Bench) -> Edit:
             where=name,
         )
     check_edit(edit, bench.model.network, name)
-    facts = {**edit.facts, **_counts(edit)}
+    facts = {**edit.facts, **_counts(edit), "base_model": _base_model(bench.plan.config.model)}
     return attrs.evolve(edit, base=bench.model.facts.base_hash, method=name, facts=facts)
+
+
+def _base_model(model: Choice) -> str:
+    """Return plugin and hub id, or the last part of a path: where a model lies is not part of what it is."""
+    return f"{model.name}={short_name(f'{model.name}={model.ref}')}" if model.ref else model.name
 
 
 def check_edit(edit: Edit, network: nn.Module, who: str) -> None:

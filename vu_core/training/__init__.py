@@ -1,6 +1,14 @@
 """The one training loop."""
 
-from vu_core.training.loop import fit, total_steps
+from vu_core.training.loop import calls_per_step, fit, is_finished, total_steps
 from vu_core.training.settings import Training, learning_rate, planned_steps
 
-__all__ = ["Training", "fit", "learning_rate", "planned_steps", "total_steps"]
+__all__ = [
+    "Training",
+    "calls_per_step",
+    "fit",
+    "is_finished",
+    "learning_rate",
+    "planned_steps",
+    "total_steps",
+]

@@ -28,7 +28,14 @@ from vu_core.training.scale import LossScale
 from vu_core.training.settings import Training, check_warmup, learning_rate, planned_steps
 
 
-def fit(theta: Theta, losses: Losses, data: ForgetRetain, run: Run, name: str = "main") -> None:
+def fit(
+    theta: Theta,
+    losses: Losses,
+    data: ForgetRetain,
+    run: Run,
+    name: str = "main",
+    regularizer_data: ForgetRetain | None = None,
+) -> None:
     """Train ``theta`` on the losses of a method, as ``run.training`` says.
 
     Each optimiser step draws one batch per side, computes ``g = a_retain g_retain + a_forget g_forget`` with the
@@ -45,6 +52,8 @@ def fit(theta: Theta, losses: Losses, data: ForgetRetain, run: Run, name: str = 
         data: train examples of both sides; an empty side is left out.
         run: settings, randomness, folder, events.
         name: of the phase; a method with several calls of `fit` names each, in lower-case words.
+        regularizer_data: what regularizers are prepared on, when ``data`` holds tables that the method made for itself
+            (a bank of answers has no latents and repeats rows); ``data`` when absent.
 
     Raises:
         ConfigError: ``VU-C030`` warm-up too long; ``VU-C031`` not exactly one of steps and epochs.
@@ -64,7 +73,7 @@ def fit(theta: Theta, losses: Losses, data: ForgetRetain, run: Run, name: str = 
         AdamW: Loshchilov and Hutter 2017, https://arxiv.org/abs/1711.05101.
     """
     phase = _Phase.begin(theta, losses, data, run, name)
-    phase.resume_or_prepare(data)
+    phase.resume_or_prepare(data if regularizer_data is None else regularizer_data)
     devices = [theta.parameters()[0].device] if theta.parameters()[0].is_cuda else []
     # Once around all steps: every step seeds the global generators itself, and what the caller had comes back at the
     # end.
@@ -85,6 +94,44 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
         raise RuntimeError("total_steps needs run.training: the method's Config has no field 'training'")
     sides = sides_of(data, needed_sides(constant_coefficients(run.weighting, {})))
     return _steps(run.training, sides, processes(torch.device(run.device)))
+
+
+def calls_per_step(data: ForgetRetain, run: Run) -> tuple[tuple[Side, ...], ...]:
+    """Return the sides that `fit` hands to the losses in each of its calls for one portion of a step.
+
+    One call with all sides under a linear weighting, one call per side under any other. Sides that have no examples or
+    that the weighting leaves out are not among them. For methods that compute ahead what a step will need.
+
+    Raises:
+        UnlearnError: ``VU-U034`` no examples.
+
+    Example:
+        FADE under ``simple``: ``(("forget", "retain"),)``; under ``none``: ``(("forget",),)``; under a weighting that
+        looks at the Gram matrix: ``(("forget",), ("retain",))``.
+    """
+    constant = constant_coefficients(run.weighting, {})
+    sides = tuple(sides_of(data, needed_sides(constant)))
+    return (sides,) if constant is not None else tuple((side,) for side in sides)
+
+
+def is_finished(run: Run, name: str = "main") -> bool:
+    """Tell whether `fit` will skip a phase, since the run is being resumed and the phase has come to its end.
+
+    For methods whose preparation of a phase is expensive.
+
+    Args:
+        run: the run.
+        name: of the phase.
+    """
+    if not run.resuming:
+        return False
+    # A damaged checkpoint is told about by `fit`, which reads them again.
+    saved = checkpoints.newest(_folder(run), name, lambda text: None)
+    return saved is not None and saved.step == saved.total
+
+
+def _folder(run: Run) -> Path:
+    return run.folder / "checkpoints"
 
 
 def _steps(training: Training, sides: Mapping[Side, Examples], group: Processes) -> int:
@@ -147,7 +194,7 @@ class _Phase:
 
     @property
     def folder(self) -> Path:
-        return self.run.folder / "checkpoints"
+        return _folder(self.run)
 
     def resume_or_prepare(self, data: ForgetRetain) -> None:
         saved = None
@@ -258,7 +305,7 @@ class _Phase:
             regularizer.after_step(self.optimizer)
         if combined.gram is not None and self.group.first:
             flags = list(self.gradients.weighting_state.get("flags", []))
-            values: dict[str, Any] = {"step": self.step, "flags": flags, **_conflict(numbers)}
+            values: dict[str, Any] = {"step": self.step + 1, "flags": flags, **_conflict(numbers)}
             self.run.emit("gradient_conflict", **values)
         return {key: value for key, value in numbers.items() if key.startswith("loss_") or key == "grad_norm"}
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vu_attribution.fisher import Fisher, FisherConfig
-from vu_attribution.gradients import OwnDraws
+from vu_attribution.gradients import DenoisingGradients, OwnDraws
 from vu_attribution.magnitude import Magnitude, MagnitudeConfig
 from vu_attribution.plugin import vu_register_attributions
 from vu_attribution.random import Random, RandomConfig
@@ -226,3 +226,35 @@ def test_the_scale_of_fp16_changes_no_bit_in_fp32(data, make_run):
         ToyDenoiser(), data, attrs.evolve(make_run(), precision="fp16"), candidates=TARGETS
     )
     assert all(torch.equal(plain[name], scaled[name]) for name in TARGETS)
+
+
+@pytest.mark.parametrize("make", [p for p in EVERY if p.id in ("saliency", "fisher")])
+def test_the_draws_are_none_of_the_training(make, model, data, make_run, monkeypatch):
+    noises, times = [], []
+    add_noise = model.add_noise
+
+    def watched(latents, noise, timesteps):
+        noises.extend(noise)
+        times.extend(timesteps.tolist())
+        return add_noise(latents, noise, timesteps)
+
+    monkeypatch.setattr(model, "add_noise", watched)
+    make().attribute(model, data, make_run(), candidates=TARGETS)
+    rows = tuple(range(len(data.forget)))
+    step = Batch(data.forget, rows, 0, rows, make_run(), torch.device("cpu"))
+    training = step.normal("noise", noises[0].shape)
+    assert len(noises) == len(rows)
+    assert not any(torch.equal(noise, other) for noise in noises for other in training)
+    assert times != step.integers("timestep", 0, model.timesteps).tolist()
+
+
+def test_gradients_are_copied_only_where_they_are_scaled(model, make_run):
+    w = torch.ones(3, requires_grad=True)
+    factor = torch.full((3,), 2.0)
+    plain = DenoisingGradients(model, {"w": w}, OwnDraws(make_run(), "saliency"), 2)
+    (found,) = plain._scaled((w * factor).sum(), [w])
+    assert found.tolist() == [2.0, 2.0, 2.0]
+    leaf: list[torch.Tensor] = []
+    w.register_hook(leaf.append)
+    (found,) = plain._scaled((w * factor).sum(), [w])
+    assert found.data_ptr() == leaf[0].data_ptr()

@@ -1,8 +1,12 @@
 """The training program: resumes exactly, refuses other settings, counts right answers correctly."""
 
 import json
-from collections.abc import Callable
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,10 +15,11 @@ from torch import nn
 
 from vu_canvas.render import OBJECTS, STYLES
 from vu_canvas.train import main
-from vu_canvas.training import diffusion, vae
+from vu_canvas.training import check, diffusion, judge, vae
 from vu_canvas.training.check import TARGETS, Accuracy, share, table, wilson
-from vu_canvas.training.data import draw, to_signed, to_unit
-from vu_canvas.training.loop import Schedule, Trainer, averaged_weights
+from vu_canvas.training.data import Renders, draw, to_signed, to_unit
+from vu_canvas.training.export import WEIGHTS, write_readme
+from vu_canvas.training.loop import Loss, Schedule, Trainer, TrainingError, averaged_weights, write_tensors
 from vu_canvas.training.tokenizer import WORDS, build_tokenizer, vocabulary
 
 
@@ -25,10 +30,10 @@ def train(folder: Path, steps: int, stop: int | None = None, seed: int = 0) -> d
     trainer = Trainer(model, schedule, folder, "toy", lambda line: None)
     trainer.resume()
 
-    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if step == stop:
             raise KeyboardInterrupt
-        return (model(torch.randn(4, 3, generator=generator)) - 1).square().mean(), ""
+        return (model(torch.randn(4, 3, generator=generator)) - 1).square().mean(), {}
 
     trainer.run(loss)
     return {**model.state_dict(), **{f"average.{k}": v for k, v in trainer.average.items()}}
@@ -52,7 +57,7 @@ def test_seed_changes_the_result(tmp_path: Path) -> None:
 
 def test_resume_refuses_other_settings(tmp_path: Path) -> None:
     train(tmp_path, 3)
-    with pytest.raises(ValueError, match="made with other settings"):
+    with pytest.raises(TrainingError, match="made with other settings"):
         train(tmp_path, 4)
 
 
@@ -69,7 +74,7 @@ def test_averaged_weights_are_the_average(tmp_path: Path) -> None:
 
 
 def test_missing_stage_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"python -m vu_canvas\.train vae"):
+    with pytest.raises(TrainingError, match=r"python -m vu_canvas\.train vae"):
         averaged_weights(tmp_path, "vae")
 
 
@@ -127,7 +132,7 @@ def test_second_phase_begins_where_the_first_ended() -> None:
 
 def test_growing_refuses_another_architecture() -> None:
     model = diffusion.TextToImage(diffusion.UNET)
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(TrainingError, match="another architecture"):
         diffusion.grow(model, {"stranger": torch.zeros(1)})
 
 
@@ -185,3 +190,196 @@ def test_check_refuses_a_crooked_number(tmp_path: Path) -> None:
     answer = CliRunner().invoke(main, ["--checkpoints", str(tmp_path), "check", "--images", "150"])
     assert answer.exit_code == 2
     assert "multiple of 100" in answer.output
+
+
+def run(*words: str | Path) -> tuple[int, str]:
+    """The exit status and the output of the training program; an exception that got through fails the test."""
+    answer = CliRunner().invoke(main, [str(word) for word in words])
+    if answer.exception is not None and not isinstance(answer.exception, SystemExit):
+        raise answer.exception
+    return answer.exit_code, answer.output
+
+
+def other_settings(folder: Path) -> None:
+    torch.manual_seed(0)
+    schedule = Schedule(steps=1, learning_rate=0.5)
+    Trainer(judge.Judge(), schedule, folder, "judge", lambda line: None).save()
+
+
+def damaged_record(folder: Path) -> None:
+    (folder / "judge.json").write_text("{")
+
+
+def damaged_weights(folder: Path) -> None:
+    schedule = json.loads(json.dumps(vars(judge.SCHEDULE)))
+    (folder / "judge.json").write_text(json.dumps({"schedule": schedule, "step": 3, "seconds": 1.0}))
+    (folder / "judge.safetensors").write_bytes(b"no tensors")
+
+
+def another_architecture(folder: Path) -> None:
+    damaged_weights(folder)
+    write_tensors(folder / "judge.safetensors", {"step": torch.tensor(3), "model.stranger": torch.zeros(1)})
+
+
+def file_in_the_way(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_text("a file")
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "says"),
+    [
+        (["diffusion"], None, "train this stage first: python -m vu_canvas.train vae"),
+        (["export"], None, "train this stage first: python -m vu_canvas.train judge"),
+        (["export", "diffusion"], None, "train this stage first: python -m vu_canvas.train diffusion"),
+        (["check", "--target", "nowhere"], None, "there is no pipeline"),
+        (["judge"], other_settings, "made with other settings"),
+        (["judge"], damaged_record, "judge.json is damaged"),
+        (["judge"], damaged_weights, "cannot be read"),
+        (["judge"], another_architecture, "another architecture"),
+        (["judge"], file_in_the_way, "is a file"),
+        (["painter"], None, "No such command"),
+        (["vae", "--steps", "0"], None, "0 is not in the range"),
+    ],
+)
+def test_mistakes_end_with_one_clean_message(
+    command: list[str], before: Callable[[Path], None] | None, says: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    if before is not None:
+        before(folder)
+    command = [str(tmp_path / word) if word == "nowhere" else word for word in command]
+    status, output = run("--checkpoints", folder, *command)
+    assert status == 2
+    assert says in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("tpu", "none of cpu, cuda"), ("cuda:x", "none of cpu, cuda"), ("cuda:99", "has no device")]
+)
+def test_unknown_devices(device: str, says: str, tmp_path: Path) -> None:
+    status, output = run("--checkpoints", tmp_path, "--device", device, "judge")
+    assert status == 2
+    assert says in output
+
+
+def tiny_renders(split: str, per_pair: int, first: int = 0, seed: int = 0) -> Renders:
+    images = torch.randint(0, 256, (100, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Renders(images, torch.arange(100) // 10, torch.arange(100) % 10)
+
+
+@pytest.mark.parametrize("stage", [vae, judge, diffusion])
+def test_everything_that_a_step_computes_is_on_the_device(
+    stage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run one step of every stage on torch's device without memory: an operation with a tensor left behind fails."""
+    kinds: list[str] = []
+    losses: list[tuple[Trainer, torch.Tensor]] = []
+
+    @contextmanager
+    def autocast(kind: str, dtype: torch.dtype) -> Iterator[None]:
+        kinds.append(kind)  # autocast does not know this device
+        yield
+
+    def one_step(trainer: Trainer, loss: Loss, report_every: int = 50) -> None:
+        value, parts = loss(0, torch.Generator().manual_seed(0))
+        value.backward()  # type: ignore[no-untyped-call]
+        losses.append((trainer, value))
+        assert {part.device.type for part in parts.values()} <= {"meta"}
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(Trainer, "run", one_step)
+    if stage is diffusion:
+        moments = torch.randn(100, 8, 16, 16)
+        monkeypatch.setattr(diffusion, "cached_moments", lambda *_: (moments, torch.arange(100), 1.0))
+        monkeypatch.setattr(diffusion, "autoencoder_hash", lambda _: "0" * 16)
+        monkeypatch.setattr(
+            diffusion, "trained_weights", lambda *_: diffusion.TextToImage(diffusion.UNET_AT_FIRST).state_dict()
+        )
+    else:
+        monkeypatch.setattr(stage, "draw", tiny_renders)
+    stage.train(tmp_path, lambda line: None, device="meta")
+    assert len(losses) == (2 if stage is diffusion else 1)
+    assert set(kinds) == {"meta"}
+    for trainer, value in losses:
+        tensors = [value, *trainer.average.values(), *(p.grad for _, p in trainer.parameters if p.grad is not None)]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert any(p.grad is not None for _, p in trainer.parameters)
+
+
+def test_a_resumed_trainer_keeps_its_tensors_on_the_device(tmp_path: Path) -> None:
+    train(tmp_path, 3)
+    schedule = Schedule(steps=3, learning_rate=0.1, warmup=2, average=0.9, save_every=1)
+    trainer = Trainer(nn.Linear(3, 2, device="meta"), schedule, tmp_path, "toy", lambda line: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch: copying to a device without memory does nothing
+        trainer.resume()
+    kept = [trainer.average[key] for key, _ in trainer.parameters]
+    kept += [
+        trainer.optimizer.state[value][word] for _, value in trainer.parameters for word in ("exp_avg", "exp_avg_sq")
+    ]
+    assert len(kept) == 6
+    assert {tensor.device.type for tensor in kept} == {"meta"}
+
+
+def write_autoencoder(folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = vae.build()
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    write_tensors(folder / "vae.safetensors", tensors)
+
+
+def test_latents_belong_to_one_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae, "draw", tiny_renders)
+    monkeypatch.setattr(diffusion, "draw", tiny_renders)
+    said: list[str] = []
+    write_autoencoder(tmp_path, 0)
+    first = diffusion.cached_moments(tmp_path, said.append)
+    assert len(said) == 1
+    again = diffusion.cached_moments(tmp_path, said.append)
+    assert len(said) == 1  # read back
+    assert torch.equal(first[0], again[0])
+    write_autoencoder(tmp_path, 1)
+    other = diffusion.cached_moments(tmp_path, said.append)
+    assert len(said) == 2
+    assert not torch.equal(first[0], other[0])
+    assert len(list(tmp_path.glob("latents-*"))) == 1
+
+
+def test_a_checkpoint_of_another_autoencoder_is_not_continued(tmp_path: Path) -> None:
+    schedule = Schedule(steps=3, learning_rate=0.1)
+    Trainer(nn.Linear(3, 2), schedule, tmp_path, "toy", lambda line: None, inputs="one").save()
+    Trainer(nn.Linear(3, 2), schedule, tmp_path, "toy", lambda line: None, inputs="one").resume()
+    with pytest.raises(TrainingError, match="another checkpoint of an earlier stage"):
+        Trainer(nn.Linear(3, 2), schedule, tmp_path, "toy", lambda line: None, inputs="other").resume()
+
+
+def test_the_shipped_page_is_what_the_program_writes(tmp_path: Path) -> None:
+    """Without checkpoints the table of their settings stays as it was."""
+    target = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, target)
+    shipped = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    how, tables = shipped.split("## Measured\n\n")[1].rstrip("\n").split("\n\n")
+    write_readme(tmp_path / "nothing", target, 1000, how, tables)
+    assert (target / "README.md").read_text(encoding="utf-8") == shipped
+    write_readme(tmp_path / "nothing", target, 300, how, tables)
+    assert "python -m vu_canvas.train check --images 300 --write" in (target / "README.md").read_text(encoding="utf-8")
+
+
+def test_check_writes_only_when_told_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(check, "measure", lambda *_: [accuracy()])
+    shipped = (WEIGHTS / "README.md").read_bytes()
+    command = ["--checkpoints", tmp_path, "check", "--images", "200", "--target", tmp_path / "weights"]
+    status, output = run(*command)
+    assert status == 0
+    assert "| object:star |" in output
+    assert (tmp_path / "weights" / "README.md").read_bytes() == shipped
+    assert run(*command, "--write")[0] == 0
+    page = (tmp_path / "weights" / "README.md").read_text(encoding="utf-8")
+    assert "check --images 200 --write" in page
+    assert "seeds 10000 to 10199" in page
+    assert "| vae | 3300 |" in page
+    assert (WEIGHTS / "README.md").read_bytes() == shipped

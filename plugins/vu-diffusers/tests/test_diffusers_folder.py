@@ -152,6 +152,15 @@ def _cut(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+def _sharded(weight_map: object) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        (folder / UNET_WEIGHTS).unlink()
+        index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    return act
+
+
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -168,6 +177,25 @@ UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         (_delete("scheduler"), "VU-M072", "scheduler_config.json"),
         (_delete("tokenizer"), "VU-M072", "tokenizer"),
         (_write("unet/config.json", '{"sample_size": 8}'), "VU-M072", "block_out_channels"),
+        (_set("unet/config.json", block_out_channels="32, 64"), "VU-M072", "block_out_channels"),
+        (_set("unet/config.json", block_out_channels=32), "VU-M072", "block_out_channels"),
+        (_set("unet/config.json", block_out_channels=[]), "VU-M072", "block_out_channels"),
+        (_set("unet/config.json", block_out_channels=[32, True]), "VU-M072", "block_out_channels"),
+        (_set("unet/config.json", cross_attention_dim=None), "VU-M072", "'cross_attention_dim' = null"),
+        (_set("unet/config.json", sample_size="large"), "VU-M072", "'sample_size' = \"large\""),
+        (_set("unet/config.json", sample_size=[8, 8, 8]), "VU-M072", "sample_size"),
+        (_set("unet/config.json", sample_size=-8), "VU-M072", "sample_size"),
+        (_set("unet/config.json", in_channels="four"), "VU-M072", "in_channels"),
+        (_set("vae/config.json", block_out_channels={"a": 1}), "VU-M072", "block_out_channels"),
+        (_set("vae/config.json", scaling_factor="0.18"), "VU-M072", "scaling_factor"),
+        (_set("vae/config.json", scaling_factor=0), "VU-M072", "scaling_factor"),
+        (_set("text_encoder/config.json", max_position_embeddings=None), "VU-M072", "'max_position_embeddings' = null"),
+        (_sharded(["a.safetensors"]), "VU-M072", "weight_map"),
+        (_sharded("a.safetensors"), "VU-M072", "weight_map"),
+        (_sharded(None), "VU-M072", "weight_map"),
+        (_sharded({"conv_in.weight": 5}), "VU-M072", "weight_map"),
+        (_sharded({"conv_in.weight": "../../vae/diffusion_pytorch_model.safetensors"}), "VU-M072", "weight_map"),
+        (_sharded({"conv_in.weight": "gone.safetensors"}), "VU-M072", "gone.safetensors"),
         (_set("scheduler/scheduler_config.json", prediction_type="sample"), "VU-M071", "predicts 'sample'"),
         (_delete(UNET_WEIGHTS), "VU-M073", "no weights"),
         (_pickled, "VU-M073", "pickled file 'diffusion_pytorch_model.bin'"),
@@ -182,7 +210,7 @@ def test_damaged_folders(folder: Path, damage: Callable[[Path], None], code: str
     error = error_of(folder)
     assert error.code == code
     assert said in error.problem
-    assert error.where
+    assert str(folder) in str(error.where)
     assert error.exit_status == 8
 
 
@@ -209,17 +237,68 @@ def test_misshapen_tensor(folder: Path) -> None:
     assert caught.value.code == "VU-M074"
 
 
-def test_unreadable_tokenizer_and_scheduler(folder: Path) -> None:
-    whole = (folder / "tokenizer" / "tokenizer.json").read_bytes()
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("unet", {"block_out_channels": [8]}),
+        ("unet", {"act_fn": None}),
+        ("unet", {"norm_num_groups": 0}),
+        ("unet", {"transformer_layers_per_block": [1]}),
+        ("unet", {"down_block_types": "CrossAttnDownBlock2D"}),
+        ("text_encoder", {"num_attention_heads": "two"}),
+        ("text_encoder", {"hidden_act": "loud"}),
+        ("text_encoder", {"hidden_size": 0}),
+        ("vae", {"act_fn": 3}),
+        ("vae", {"sample_size": []}),
+    ],
+)
+def test_values_that_only_the_libraries_understand(folder: Path, part: str, values: dict[str, object]) -> None:
+    _set(f"{part}/config.json", **values)(folder)
+    with pytest.raises(ModelError) as caught:
+        Diffusers(str(folder), Config()).load()
+    assert caught.value.code == "VU-M074"
+    assert caught.value.where == str(folder / part)
+
+
+def test_unreadable_tokenizer(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(ModelError) as caught:
         Diffusers(str(folder), Config()).load()
     assert caught.value.code == "VU-M072"
-    (folder / "tokenizer" / "tokenizer.json").write_bytes(whole)
-    _set("scheduler/scheduler_config.json", _class_name="NoSuchScheduler")(folder)
-    with pytest.raises(ModelError, match="NoSuchScheduler") as caught:
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler"),
+        ({"_class_name": None}, "no such scheduler"),
+        ({"_class_name": "UNet2DConditionModel"}, "no such scheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no noise schedule"),
+        ({"beta_schedule": "zigzag"}, "zigzag is not implemented"),
+        ({"num_train_timesteps": "many"}, "cannot be used"),
+        ({"beta_end": None}, "cannot be used"),
+    ],
+)
+def test_schedulers_that_cannot_be_used(folder: Path, values: dict[str, object], said: str) -> None:
+    _set("scheduler/scheduler_config.json", **values)(folder)
+    with pytest.raises(ModelError) as caught:
         Diffusers(str(folder), Config()).load()
     assert caught.value.code == "VU-M072"
+    assert said in caught.value.problem
+    assert "DDIMScheduler, DDPMScheduler" in caught.value.remedy
+    assert "scaled_linear" in caught.value.remedy
+    assert caught.value.where == str(folder / "scheduler" / "scheduler_config.json")
+
+
+def test_every_supported_scheduler_has_a_noise_schedule() -> None:
+    import diffusers
+
+    from vu_diffusers.stable_diffusion import SCHEDULERS
+
+    for name in SCHEDULERS:
+        kind = getattr(diffusers, name)
+        if kind.__module__.startswith("diffusers.schedulers"):  # else a stand-in: its own package is not installed
+            assert hasattr(kind(beta_schedule="scaled_linear"), "alphas_cumprod"), name
 
 
 @pytest.mark.parametrize(
@@ -240,6 +319,20 @@ def test_references_that_lead_nowhere(ref: str, config: Config, code: str, said:
 def test_near_miss_of_a_folder(folder: Path) -> None:
     error = error_of(folder.with_name("modle"))
     assert "Did you mean 'model'?" in error.problem
+
+
+def test_a_name_beside_others_is_a_folder_and_no_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the hub was asked"))
+    beside = f"{folder.parent.name}/modle"
+    for ref in (beside, f"./{beside}", f"../{folder.parent.parent.name}/{beside}"):
+        with pytest.raises(ModelError) as caught:
+            Diffusers(ref, Config()).inspect()
+        assert caught.value.code == "VU-M070"
+    with pytest.raises(ModelError, match="Did you mean 'model'") as caught:
+        Diffusers(beside, Config()).inspect()
+    assert "The hub is not asked" in caught.value.remedy
 
 
 def test_single_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vu_core import Batch, Denoiser, Edit, Examples, LowRank, Model, ModelError, Run, TextToImage
+from vu_core import Batch, Denoiser, Edit, Event, Examples, LowRank, Model, ModelError, Run, TextToImage
 from vu_core.adapters import Lora, LoraConfig, apply_edit
 from vu_diffusers.model import Config, Diffusers
 from vu_diffusers.stable_diffusion import StableDiffusion
@@ -128,7 +128,7 @@ def test_pictures_that_change_at_every_step(model: StableDiffusion, run: Run) ->
 def test_tables_without_pictures(model: StableDiffusion, run: Run) -> None:
     bare = Examples("retain", ("a", "b", "c"))
     assert model.prepare(bare, run) is bare
-    with pytest.raises(ModelError, match="no pictures"):
+    with pytest.raises(ModelError, match="no images"):
         model.latents(batch_of(bare, run))
     empty = Examples("retain", (), load=lambda row, generator: torch.zeros(3, 32, 32))
     assert model.prepare(empty, run) is empty
@@ -185,6 +185,21 @@ def test_embeddings_are_kept_until_the_text_encoder_changes(
 def test_long_captions_are_cut_with_a_warning(model: StableDiffusion) -> None:
     with pytest.warns(UserWarning, match="cut to 77"):
         assert model.embed(["word " * 100]).shape == (1, 77, 32)
+
+
+def test_cut_captions_are_told_before_anything_is_trained(model: StableDiffusion, tmp_path: Path) -> None:
+    events: list[Event] = []
+    run = Run(seed=0, device="cpu", precision="fp32", folder=tmp_path, cache=tmp_path, emit_event=events.append)
+    long = "word " * 100
+    fine = Examples(side="retain", captions=("a", "b"))
+    model.prepare(fine, run)
+    assert events == []
+    model.prepare(Examples(side="forget", captions=(long, "a", long), overwrites=("b", "c", long)), run)
+    (warning,) = events
+    assert warning.type == "warning"
+    assert "3 of 6 captions of the forget examples" in warning.values["text"]
+    assert "77 tokens" in warning.values["text"]
+    assert repr(long) in warning.values["text"]
 
 
 def plain_pictures(folder: Path, prompts: list[str], seeds: list[int], guidance: float) -> np.ndarray[Any, Any]:

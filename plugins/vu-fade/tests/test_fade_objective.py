@@ -231,15 +231,33 @@ def test_an_impossible_range_of_timesteps_is_an_error(objective, limits):
     assert "100" in caught.value.remedy
 
 
-def test_retain_rows_with_replacement_repeat_within_a_pass(objective):
+def test_retain_rows_are_drawn_anew_at_each_step_and_differ_within_it(objective):
     data = toy_data(forget=6, retain=6)
     losses, recording, _, run = objective(retain_sampling="with_replacement")
-    losses(batches(data, run, size=6))
-    cycling = Distillation.of(recording, losses.theta, FadeConfig())
-    cycling(batches(data, run, size=6))
-    drawn, cycled = recording.calls[0][0][6:], recording.calls[2][0][6:]
-    assert torch.equal(recording.calls[0][0][:6], recording.calls[2][0][:6])  # forget rows are never redrawn
-    assert not torch.equal(drawn, cycled)
+    rows: dict[str, list[tuple[int, ...]]] = {"forget": [], "retain": []}
+    latents = recording.model.latents
+    recording.latents = lambda batch: rows[batch.side].append(batch.rows) or latents(batch)
+    for step in range(30):
+        losses(batches(data, run, step, size=4))
+    assert set(rows["forget"]) == {(0, 1, 2, 3)}  # forget rows are never redrawn
+    assert all(len(set(part)) == 4 for part in rows["retain"])
+    assert len(set(rows["retain"])) > 20  # of 360 ways to draw 4 of 6 in order
+    assert {row for part in rows["retain"] for row in part} == set(range(6))
+
+
+def test_retain_rows_drawn_anew_do_not_depend_on_the_portions(objective):
+    data = toy_data(forget=6, retain=6)
+    losses, recording, _, run = objective(retain_sampling="with_replacement")
+    rows: list[int] = []
+    latents = recording.model.latents
+    recording.latents = lambda batch: rows.extend(batch.rows) or latents(batch)
+    whole = batches(data, run, size=6)["retain"]
+    losses.ask(whole)
+    for first in (0, 2, 4):
+        places = tuple(range(first, first + 2))
+        losses.ask(attrs.evolve(whole, rows=places, positions=places))
+    assert rows[:6] == rows[6:]
+    assert sorted(rows[:6]) == list(range(6))
 
 
 def test_settled_is_the_chain_rule():
@@ -250,6 +268,50 @@ def test_settled_is_the_chain_rule():
     (loss * loss * 0.5).backward()
     torch.testing.assert_close(w.grad, torch.tensor([10.0, 20.0]))  # 5 * 2 w
     assert unused.grad is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_settled_divides_a_gradient_that_two_tensors_share_once(half):
+    a, b = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    with torch.autocast("cpu", torch.float16, enabled=half):
+        loss = settled((a + b).sum(), [a, b])  # one gradient for both, expanded from a scalar
+        loss.backward()
+    assert a.grad.tolist() == b.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+class Narrow(torch.autograd.Function):
+    """Pass on, but let gradients go through fp16."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.half().float()
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(1e-10, 0.1), (1e-3, 1e-3), (1e2, 1e-3), (6e4, 1e-3)])
+def test_settled_neither_loses_small_gradients_in_fp16_nor_overflows(size, tolerance):
+    w = torch.tensor(1.0, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        settled(Narrow.apply(w) * size, [w]).backward()
+    assert w.grad.item() == pytest.approx(size, rel=tolerance)
+
+
+def test_settled_takes_the_largest_scale_that_overflows_nowhere():
+    large, small = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
+    with torch.autocast("cpu", torch.float16):
+        settled(Narrow.apply(large) * 500 + Narrow.apply(small) * 1e-8, [large, small]).backward()
+    assert large.grad.item() == pytest.approx(500, rel=1e-3)
+    assert small.grad.item() == pytest.approx(1e-8, rel=0.3)  # 16 times it is three of the smallest steps of fp16
+
+
+def test_settled_hands_on_what_overflows_at_every_scale():
+    w = torch.tensor(1.0, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        settled(Narrow.apply(w) * 1e6, [w]).backward()
+    assert not torch.isfinite(w.grad)
 
 
 def test_mean_square_of_half_precision_predictions_is_taken_in_float32(objective, data, monkeypatch):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import attrs
 import pytest
 import torch
 
 from vu_attribution.magnitude import Magnitude, MagnitudeConfig
+from vu_attribution.saliency import Saliency, SaliencyConfig
 from vu_core import ConfigError, Edit, LowRank, UnlearnError, torch_dtype
-from vu_core.adapters import LoraConfig, LoraTheta, MaskedLora, apply_edit, load_edit, save_edit
+from vu_core.adapters import Full, FullConfig, LoraConfig, LoraTheta, MaskedLora, apply_edit, load_edit, save_edit
+from vu_core.cache import Cache, CachedAttribution
+from vu_core.hard_mask import HardMask, HardMaskConfig
+from vu_core.ops import top_masks
 from vu_core.testing.toy_denoiser import ToyDenoiser, toy_data
 from vu_core.training import Training
 from vu_core.training.processes import Processes
-from vu_fade.fade import Distillation, Fade, FadeConfig
+from vu_fade.fade import Distillation, Fade, FadeConfig, distil
 from vu_fade.sparse_module import FadeSparseModule, FadeSparseModuleConfig, top_modules
 from vu_fade.sparse_weight import FadeSparseWeight, FadeSparseWeightConfig
-from vu_fade.teacher_bank import with_teacher_bank
+from vu_fade.teacher_bank import TeacherBank
 
 TARGETS = {f"unet.attn{i}.{name}.weight" for i in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")}
 
@@ -171,7 +179,8 @@ class TestTeacherBank:
 
         monkeypatch.setattr(model, "predict", counting)
         Fade(FadeConfig(teacher_bank=5)).unlearn(model, data, make_run(training=Training(steps=6, batch_size=2)))
-        assert [size for grad, size in passes if not grad] == [4, 4, 2]
+        # The last portion has one row of each side and is filled up: all passes are as large as those of the student.
+        assert [size for grad, size in passes if not grad] == [4, 4, 4]
         assert [size for grad, size in passes if grad] == [4] * 6
 
     def test_epochs_count_the_forget_examples_and_not_the_bank(self, model, data, make_run):
@@ -188,7 +197,7 @@ class TestTeacherBank:
         monkeypatch.setattr("vu_core.training.loop.processes", lambda device: Processes(count=2))
         run, model = make_run(training=Training(epochs=4, batch_size=1)), ToyDenoiser()
         losses = Distillation.of(model, run.parameterise(model), FadeConfig())
-        _, bank_run = with_teacher_bank(losses, data, run, 3)
+        _, bank_run = TeacherBank(losses, 3).fill(data, run)
         assert (bank_run.training.steps, bank_run.training.epochs) == (12, None)  # 4 passes over 5 examples in twos
 
     def test_a_table_with_a_column_called_teacher_is_no_bank(self, model, data, make_run):
@@ -212,6 +221,62 @@ class TestTeacherBank:
         run.emit_event = lambda event: losses.append(event.values["loss_retain"]) if "lr" in event.values else None
         Fade(FadeConfig(teacher_bank=6, retain_sampling=sampling)).unlearn(model, data, run)
         assert losses == [0.0]
+
+    def test_it_is_asked_as_the_student_will_be(self, model, data, make_run, make_axis, monkeypatch):
+        passes = []
+        predict = model.predict
+
+        def counting(noisy, t, c):
+            passes.append((torch.is_grad_enabled(), len(noisy)))
+            return predict(noisy, t, c)
+
+        monkeypatch.setattr(model, "predict", counting)
+        for config, weighting, sizes in (
+            (FadeConfig(teacher_bank=5), Opposing(), [2] * 6),
+            (FadeConfig(teacher_bank=5, split_backward=True), None, [2] * 6),
+            (FadeConfig(teacher_bank=5), make_axis("weighting", "none"), [2] * 3),  # forget alone is in use
+        ):
+            passes.clear()
+            axes = {} if weighting is None else {"weighting": weighting}
+            Fade(config).unlearn(model, data, make_run(training=Training(steps=6, batch_size=2), **axes))
+            assert [size for grad, size in passes if not grad] == sizes
+            assert {size for grad, size in passes if grad} == {2}
+
+    def test_regularizers_look_at_the_data_and_not_at_the_bank(self, model, data, make_run):
+        class Spy:
+            side, seen = "outside", ()
+
+            def prepare(self, model, theta, data, run):
+                self.seen = (*self.seen, data)
+
+            def penalty(self):
+                return None
+
+            def after_step(self, optimizer):
+                pass
+
+            def state(self):
+                return {}
+
+        spy = Spy()
+        Fade(FadeConfig(teacher_bank=6)).unlearn(model, data, make_run(regularizers=(spy,)))
+        assert len(spy.seen) == 1
+        assert spy.seen[0] is data
+
+    def test_a_finished_phase_needs_no_bank(self, model, data, make_run, monkeypatch):
+        method, run = Fade(FadeConfig(teacher_bank=5)), make_run()
+        first = method.unlearn(model, data, run)
+        monkeypatch.setattr(model, "predict", lambda *arguments: pytest.fail("the network was asked again"))
+        assert equal(method.unlearn(model, data, make_run(folder=run.folder, resuming=True)), first)
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_only_the_first_process_tells_about_it(self, index, data, make_run, monkeypatch):
+        monkeypatch.setattr("vu_fade.teacher_bank.processes", lambda device: Processes(count=2, index=index))
+        told, run, model = [], make_run(), ToyDenoiser()
+        run.emit_event = lambda event: told.append((event.values["step"], event.values["total"]))
+        losses = Distillation.of(model, run.parameterise(model), FadeConfig())
+        TeacherBank(losses, 5).fill(data, run)
+        assert told == ([] if index else [(2, 5), (4, 5), (5, 5)])
 
     def test_every_row_is_used_in_turn(self, model, data, make_run, monkeypatch):
         rows = []
@@ -273,6 +338,81 @@ def test_per_module_targets_restrict_the_candidates(model, data, make_run):
     run = make_run(parameters=Lora(LoraConfig(targets=("to_q", "to_k"))))
     edit = FadeSparseModule(FadeSparseModuleConfig(sparsity_inclusiveness=1.0)).unlearn(model, data, run)
     assert set(edit.parts) == {name for name in TARGETS if "to_q" in name or "to_k" in name}
+
+
+def test_norms_and_biases_are_no_modules_to_choose(model, data, make_run):
+    model.network["unet"].norm = torch.nn.LayerNorm(8).requires_grad_(False)
+    run = make_run(parameters=Full(FullConfig()))
+    edit = FadeSparseModule(FadeSparseModuleConfig(sparsity_inclusiveness=1.0)).unlearn(model, data, run)
+    maps = {"conv_in", "time", "conv_out", *(name.removeprefix("unet.").removesuffix(".weight") for name in TARGETS)}
+    assert set(edit.facts["selected_modules"]) == {f"unet.{name}" for name in maps}
+    assert set(edit.parts) == {f"unet.{name}.weight" for name in maps}
+
+
+TABLE = {
+    "epochs": 1,
+    "steps": None,
+    "batch_size": 2,
+    "accumulation": 1,
+    "lr": 1e-4,
+    "schedule": "cosine",
+    "warmup_steps": 0,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "targets"),
+    [
+        (Fade, "lora", ("to_q", "to_k", "to_v", "to_out.0")),
+        (FadeSparseModule, "lora", ("to_q", "to_k", "to_v", "to_out.0")),
+        (FadeSparseWeight, "masked-lora", ("to_k", "to_q", "to_v")),
+    ],
+)
+def test_defaults_are_those_of_the_table_of_the_paper(method, parameters, targets):
+    """Section 2.3 of the specification, the column of vu."""
+    config, axes = method.Config(), method.defaults
+    assert {name: getattr(config.training, name) for name in TABLE} == TABLE
+    assert axes["weighting"] == {"name": "simple", "forget_weight": 0.3, "retain_weight": 1.0}
+    lora = LoraConfig(**{key: value for key, value in axes["parameters"].items() if key != "name"})
+    assert axes["parameters"]["name"] == parameters
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (4, 4.0, 0.0, targets)
+    assert (config.noise_offset, config.timestep_low, config.timestep_high) == (0.0, 0, None)
+    assert (config.teacher_bank, config.split_backward, config.retain_sampling) == (0, False, "cycle")
+    if method is not Fade:
+        assert config.sparsity_inclusiveness == 0.5
+        assert axes["attribution"] == {"name": "saliency"}
+    if method is FadeSparseWeight:
+        assert (config.mask_scope, config.ties) == ("targets", "exact")
+
+
+def test_the_example_of_the_readme_draws_later_timesteps(data, make_run):
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], code)
+    method, model, seen = code["LateFade"](FadeConfig(timestep_low=10)), ToyDenoiser(), []
+    add_noise = model.add_noise
+    model.add_noise = lambda z, n, t: seen.extend(t.tolist()) or add_noise(z, n, t)
+    method.unlearn(model, data, make_run(training=Training(steps=60, batch_size=4)))
+    assert len(seen) == 480
+    assert min(seen) >= 10
+    assert max(seen) < 100
+    assert 66 < sum(seen) / len(seen) < 74  # 70 if late ones are more likely, 54.5 if all are equally likely
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda n, low, high, generator: torch.full((n,), high),
+        lambda n, low, high, generator: torch.full((n,), float(low)),
+        lambda n, low, high, generator: torch.full((n + 1,), low),
+    ],
+)
+def test_a_sampler_that_draws_no_timesteps_is_refused(wrong, model, data, make_run):
+    run = make_run()
+    with pytest.raises(ValueError, match="timestep_sampler"):
+        distil(model, data, run, run.parameterise(model), FadeConfig(), timestep_sampler=wrong)
 
 
 def test_the_share_changes_the_edit_of_both_sparse_methods(model, data, make_run):
@@ -481,6 +621,40 @@ class Opposing:
         self.grams.append(gram.clone())
         norms = gram.diagonal().sqrt()
         return tuple(1.0 / n if n > 0 else 0.0 for n in norms)
+
+
+@pytest.mark.parametrize("settings", [{}, {"split_backward": True}])
+@pytest.mark.parametrize("bank", [6, 7])
+def test_18_the_first_retain_gradient_is_zero_with_a_bank_too(bank, settings, model, data, make_run):
+    opposing = Opposing()
+    training = Training(steps=3, lr=1e-2, batch_size=2)
+    edit = Fade(FadeConfig(teacher_bank=bank, **settings)).unlearn(
+        model, data, make_run(training=training, weighting=opposing)
+    )
+    assert opposing.grams[0][0, 0] == 0.0
+    assert opposing.grams[0][1, 1] > 0.0
+    assert all(torch.isfinite(delta).all() for delta in deltas(edit).values())
+
+
+@pytest.mark.parametrize("bank", [0, 6])
+def test_a_hard_mask_is_that_of_the_data_also_with_a_bank(bank, model, data, make_run, tmp_path):
+    config = SaliencyConfig()
+    cached = CachedAttribution(Saliency(config), "saliency", config, "", Cache(tmp_path / "fresh"))
+    mask = HardMask(HardMaskConfig(density=0.3))
+    run = make_run(parameters=Full(FullConfig()), attribution=cached, regularizers=(mask,))
+    edit = Fade(FadeConfig(teacher_bank=bank)).unlearn(model, data, run)
+    names = run.candidates(model)
+    masks = top_masks(Saliency(config).attribute(model, data, run, candidates=names), 0.3)
+    changed = support_of_whole_weights(edit, model)
+    assert changed
+    assert sum(int(moved.sum()) for moved in changed.values()) > 0.5 * sum(int(m.sum()) for m in masks.values())
+    assert not any((moved & ~masks[name]).any() for name, moved in changed.items())
+
+
+def support_of_whole_weights(edit, model):
+    before = {name: model.network.get_parameter(name).detach().clone() for name in edit.parts}
+    with apply_edit(model.network, edit):
+        return {name: model.network.get_parameter(name).detach() != weight for name, weight in before.items()}
 
 
 def test_18_other_weightings_run_and_the_first_step_is_finite(model, data, make_run, make_axis):

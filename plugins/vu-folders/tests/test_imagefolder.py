@@ -268,6 +268,13 @@ def test_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
         (["class:cat"], [], "VU-D074", "no overwrite caption"),
         (["class:cat"], ["class:cat"], "VU-D074", "its own caption"),
         (["class:cat+folder:cow"], ["x"], "VU-D076", "No picture"),
+        (["class:cat+class:cow"], ["x"], "VU-D075", "names the axis 'class' twice"),
+        (["class:cat", "class:cat"], ["x"], "VU-D075", "or the same"),
+        (["class:cat", "folder:cat+class:cat"], ["x"], "VU-D075", "'folder:cat+class:cat' is part of 'class:cat'"),
+        (["folder:cat+class:cat", "class:cat"], ["x"], "VU-D075", "'folder:cat+class:cat' is part of 'class:cat'"),
+        (["class:cat"], ["class:cow+folder:cow"], "VU-D075", "names several values"),
+        (["class:cat"], ["clas:cow"], "VU-D075", "Did you mean 'class'?"),
+        (["class:cat"], ["style:photo"], "VU-D075", "names no axis"),
     ],
 )
 def test_what_cannot_be_named(classes: Path, forget: list[str], overwrite: list[str], code: str, said: str) -> None:
@@ -275,6 +282,22 @@ def test_what_cannot_be_named(classes: Path, forget: list[str], overwrite: list[
     assert error.code == code
     assert said in error.problem
     assert error.remedy
+
+
+def test_free_text_may_hold_colon_and_plus(classes: Path, run: Run) -> None:
+    data = ImageFolder(str(classes), Config())
+    built = data.build(data.parse(["class:cat"], ["a dog: brown + white"]), resolution=32, run=run)
+    assert set(built.forget.overwrites or ()) == {"An image of a dog: brown + white."}
+
+
+def test_a_made_overwrite_of_pictures_with_own_captions_is_noted(sides: Path, classes: Path) -> None:
+    """The caption of such a picture is rarely written like the template, so the run says what will be asked."""
+    (note,) = ImageFolder(str(sides), Config(overwrite_column="none")).parse(["style:s1"], ["style:s0"]).notes
+    assert note == (
+        "The overwrite caption of 4 of 4 forget pictures is 'An image of s0.' (data.caption_template), although they "
+        "have captions of their own."
+    )
+    assert ImageFolder(str(classes), Config()).parse(["class:cat"], ["class:cow"]).notes == ()
 
 
 def test_values_may_hold_plus_and_colon(picture: Write, tmp_path: Path) -> None:
@@ -332,6 +355,16 @@ def test_bad_folders(sides: Path, picture: Write, tmp_path: Path) -> None:
     assert "files/0.png" in error.problem
 
 
+@pytest.mark.parametrize("strange", ["\u2028", "\u0085", "\x0b"])
+def test_a_line_ends_at_a_line_feed_only(sides: Path, strange: str) -> None:
+    listing = sides / "forget" / "metadata.jsonl"
+    text = listing.read_text(encoding="utf-8")
+    listing.write_text(text.replace("caption 0", json.dumps(f"a{strange}b", ensure_ascii=False)[1:-1]), "utf-8")
+    data = ImageFolder(str(sides), Config())
+    captions = {row.caption for row in data._pictures(data.parse([], [])).forget}
+    assert f"forget a{strange}b" in captions
+
+
 def test_encodings(sides: Path) -> None:
     listing = sides / "forget" / "metadata.jsonl"
     text = listing.read_text(encoding="utf-8")
@@ -363,9 +396,31 @@ def test_everything_forgotten_is_noted(classes: Path) -> None:
 def test_recognises(classes: Path, sides: Path, tmp_path: Path) -> None:
     assert ImageFolder.recognises(classes)
     assert ImageFolder.recognises(sides)
-    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".hidden").mkdir(parents=True)
+    (tmp_path / "other" / ".hidden" / "1.png").touch()
+    (tmp_path / "other" / "notes.txt").touch()
     assert not ImageFolder.recognises(tmp_path / "other")
+    deep = tmp_path / "deep" / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    assert not ImageFolder.recognises(tmp_path / "deep")
+    (deep / "1.JPG").touch()
+    assert ImageFolder.recognises(tmp_path / "deep")
     assert not ImageFolder.recognises(tmp_path / "file.json")
+
+
+def test_recognising_a_large_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vu_folders.imagefolder as module
+
+    root = tmp_path / "large"
+    (root / "circle").mkdir(parents=True)
+    (root / "circle" / "back").symlink_to(root)
+    for number in range(50):
+        (root / f"{number}.txt").touch()
+    assert not ImageFolder.recognises(root)
+    (root / "circle" / "1.png").touch()
+    assert ImageFolder.recognises(root)
+    monkeypatch.setattr(module, "_ENTRIES", 20)
+    assert not ImageFolder.recognises(root)
 
 
 def test_parsing_imports_no_torch(classes: Path) -> None:

@@ -181,3 +181,15 @@ def test_only_base_dir_is_beyond_the_shared_settings(metafile: Path) -> None:
 
     names = {field.name for field in attrs.fields(Config)}
     assert names - {field.name for field in attrs.fields(ImageFolderConfig)} == {"base_dir"}
+
+
+def test_recognises_a_file_with_a_byte_order_mark(metafile: Path) -> None:
+    metafile.write_text("\ufeff" + metafile.read_text(), encoding="utf-8")
+    assert Metafile.recognises(metafile)
+
+
+def test_an_overwrite_is_free_text(metafile: Path) -> None:
+    for overwrite in ("side:forget", "style:photo"):
+        error = error_of(metafile, overwrite=(overwrite,))
+        assert error.code == "VU-D075"
+        assert "names no axis" in error.problem

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vu_core import DataError
 from vu_folders.pictures import read_picture
+from vu_folders.rows import Row, fingerprinted
 
 Write = Callable[..., Path]
 
@@ -84,14 +87,89 @@ def test_modes_and_orientation(tmp_path: Path) -> None:
     assert torch.equal(read(tmp_path / "turned.png"), read(tmp_path / "upright.png"))
 
 
-def test_files_that_are_no_pictures(picture: Write, tmp_path: Path) -> None:
+def deep_colour(path: Path) -> Path:
+    """Write a PNG with 16 bits per colour, which Pillow reads but does not write."""
+    pixels = np.full((32, 32, 3), 40_000, dtype=">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def test_files_that_are_no_pictures_are_found_before_they_are_needed(picture: Write, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    jpeg = picture(tmp_path / "cut.jpg", size=(64, 64))
+    jpeg.write_bytes(jpeg.read_bytes()[:-400])
+    png = picture(tmp_path / "cut.png", size=(64, 64))
+    png.write_bytes(png.read_bytes()[:-400])
+    bmp = picture(tmp_path / "cut.bmp", size=(64, 64))
+    bmp.write_bytes(bmp.read_bytes()[:-400])
+    grey = tmp_path / "grey.png"
+    Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(grey)
+    tiff = tmp_path / "grey.tif"
+    Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(tiff)
+    cases = {
+        text: "begins like no known kind",
+        empty: "it is empty",
+        jpeg: "truncated",
+        png: "damaged",
+        bmp: "truncated",
+        grey: "8 bits per channel",
+        tiff: "8 bits per channel",
+        deep_colour(tmp_path / "colour.png"): "8 bits per channel",
+    }
+    for path, said in cases.items():
+        row = Row(path, path.name, "a", "", {}, "list:3")
+        with pytest.raises(DataError) as caught:
+            fingerprinted([row])
+        assert caught.value.code == "VU-D073", path
+        assert said in caught.value.problem, caught.value.problem
+        assert "0x" not in caught.value.problem
+        assert str(path) in caught.value.problem
+        assert caught.value.where == "list:3"
+
+
+def test_whole_pictures_pass_and_only_doubtful_ones_are_decoded(
+    picture: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda self, *a: decoded.append(str(self.format)) or load(self, *a)
+    )
+    rows = []
+    for suffix in ("png", "jpg", "bmp", "webp", "gif", "tif"):
+        path = picture(tmp_path / f"a.{suffix}")
+        rows.append(Row(path, path.name, "a", "", {}, ""))
+    padded = picture(tmp_path / "padded.jpg")
+    padded.write_bytes(padded.read_bytes() + b"something that a camera wrote")
+    decoded.clear()
+    assert len(fingerprinted(rows)) == 6
+    assert not {"PNG", "JPEG"} & set(decoded)
+    fingerprinted([Row(padded, "padded.jpg", "a", "", {}, "")])
+    assert "JPEG" in decoded
+
+
+def test_of_an_animated_picture_the_first_frame_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    fingerprinted([Row(tmp_path / "a.gif", "a.gif", "a", "", {}, "")])
+    assert read(tmp_path / "a.gif")[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+def test_files_that_are_no_pictures_when_they_are_read(picture: Write, tmp_path: Path) -> None:
     cut = picture(tmp_path / "cut.jpg", size=(64, 64))
     cut.write_bytes(cut.read_bytes()[:-400])
-    deep = tmp_path / "deep.png"
-    Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(deep)
-    for path, said in ((text, "no picture"), (cut, "damaged"), (deep, "8-bit"), (tmp_path / "absent.png", "No such")):
+    deep = deep_colour(tmp_path / "deep.png")
+    for path, said in ((cut, "damaged"), (deep, "8-bit"), (tmp_path / "absent.png", "No such")):
         with pytest.raises(DataError) as caught:
             read(path)
         assert caught.value.code == "VU-D073"

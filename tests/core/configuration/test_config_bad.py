@@ -152,12 +152,12 @@ ROWS = (
     ),
     Bad("steps and epochs", "VU-C001", 2, ("both are",), toml="[unlearner.training]\nsteps = 5\nepochs = 2"),
     Bad("neither", "VU-C001", 2, ("neither is",), flags=(("--method", "endless"),)),
-    Bad("long warm-up", "VU-C001", 2, ("less than the 40 steps",), sets=("unlearner.training.warmup_steps=40",)),
+    Bad("long warm-up", "VU-C030", 2, ("40 steps", "only 40"), sets=("unlearner.training.warmup_steps=40",)),
     Bad(
         "warm-up of epochs",
-        "VU-L005",
-        4,
-        ("warm-up of 9 steps", "5 steps"),
+        "VU-C030",
+        2,
+        ("warm-up takes 9 steps", "only 5"),
         sets=("unlearner.training.epochs=1", "unlearner.training.warmup_steps=9"),
     ),
     # Axes
@@ -242,6 +242,15 @@ ROWS = (
         ("More than one", "other-model", "toy-model"),
         flags=(("--model", str(FILES / "both")),),
     ),
+    Bad(
+        "near path",
+        "VU-C006",
+        2,
+        ("no file or folder", f"Did you mean '{FILES}'?"),
+        flags=(("--model", f"{FILES.parent}/bad_configuration/both"),),
+    ),
+    Bad("nobody's home", "VU-C006", 2, ("no file or folder '~nobody-'",), flags=(("--model", "~nobody-"),)),
+    Bad("a very long path", "VU-C006", 2, ("no file or folder './mmm",), flags=(("--model", "./" + 400 * "m"),)),
     Bad("unknown NAME of NAME=REF", "VU-P001", 3, ("no model 'nobody'",), flags=(("--model", "nobody=x"),)),
     Bad(
         "two refs",
@@ -281,7 +290,20 @@ ROWS = (
         flags=(("--data", "plain-data"),),
         sets=('measure.metrics=["verdict"]',),
     ),
-    Bad("unknown concept", "VU-D070", 5, ("'style:nen'", "'neon'"), flags=(("--forget", ("style:nen",)),)),
+    Bad(
+        "unknown concept",
+        "VU-D070",
+        5,
+        ("'style:nen'", "'neon'", "where: data.forget (--forget)"),
+        flags=(("--forget", ("style:nen",)),),
+    ),
+    Bad(
+        "several unknown concepts",
+        "VU-D070",
+        5,
+        ("2 problems", "data.forget: There", "data.overwrite: There", "(run.toml:2), data.overwrite (run.toml:4)"),
+        toml="[data]\nforget = ['style:nen',\n'style:dots']\noverwrite = ['style:fat']",
+    ),
     Bad(
         "forget as text",
         "VU-C001",
@@ -518,3 +540,45 @@ def test_plugin_errors_keep_their_kind_only_when_alone(toys):
     assert caught.value.exit_status == 2
     assert "There is no method 'tn'" in str(caught.value)
     assert "run.seed must be >= 0" in str(caught.value)
+
+
+def test_what_the_data_objects_to_is_told_with_everything_else(toys, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        "[unlearner]\nmethod = 'tn'\n[data]\n"
+        "forget = ['style:neon', 'style:nen', 'objct:x']\noverwrite = ['style:fat']\n"
+    )
+    with pytest.raises(VuError) as caught:
+        structure(read(path), toys)
+    assert caught.value.code == "VU-C001"
+    rows = str(caught.value).splitlines()
+    assert "has 4 problems" in rows[0]
+    for key, said, line in (
+        ("unlearner.method", "'tn'", 2),
+        ("data.forget", "'style:nen'. Did you mean 'neon'?", 4),
+        ("data.forget", "'objct:x'", 4),
+        ("data.overwrite", "'style:fat'. Did you mean 'flat'?", 5),
+    ):
+        assert any(row.startswith(f"  {key}: ") and said in row and row.endswith(f"run.toml:{line})") for row in rows)
+
+
+def test_data_that_fails_while_it_looks_is_told_with_everything_else(toys, monkeypatch):
+    from vu_config_toys import parts
+
+    def parse(self, forget, overwrite):
+        raise KeyError("boom")
+
+    monkeypatch.setattr(parts.ToyData, "parse", parse)
+    with pytest.raises(VuError) as caught:
+        structure(read(None, [Override("run.seed", -1, "--seed")]), toys)
+    assert "has 2 problems" in str(caught.value)
+    assert "'toy-data' of vu-config-toys 1.2 failed: KeyError: 'boom'" in str(caught.value)
+
+
+def test_data_is_looked_through_once_when_all_is_well(toys, monkeypatch):
+    from vu_config_toys import parts
+
+    seen, parse = [], parts.ToyData.parse
+    monkeypatch.setattr(parts.ToyData, "parse", lambda *asked: seen.append(asked) or parse(*asked))
+    plan(structure(read(), toys), toys)
+    assert len(seen) == 1

@@ -284,6 +284,53 @@ def test_a_recipe_sets_what_a_recipe_may_set(monkeypatch, tmp_path, text, said):
             understood(plugins, method="closed-form")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "flags"),
+    [
+        ("weightings", "tilted", {"weighting": "even"}),
+        ("weightings", "leaning", {"weighting": "even"}),
+        ("parameters", "large", {"parameters": "small"}),
+    ],
+)
+def test_a_name_in_conflict_stands_in_nobodys_way_who_does_not_use_it(monkeypatch, kind, name, flags):
+    from types import SimpleNamespace
+
+    from vu_config_toys import plugin
+
+    from vu_core import hookimpl
+
+    def claim(register):
+        register(name, f"{parts.__name__}:Even", summary="mine")
+
+    thief = ("thief", "1", SimpleNamespace(**{f"vu_register_{kind}": hookimpl(claim)}))
+    monkeypatch.setenv("VU_DISABLE_PLUGINS", "vu-core")
+    plugins = discover(extra=[("toys", "1", plugin), thief], installed=False)
+    config = understood(plugins, **flags)
+    (axis, chosen), *_ = flags.items()
+    assert getattr(config, axis).name == chosen
+    if name != "leaning":
+        with pytest.raises(PluginError, match="claimed more than once"):
+            understood(plugins)
+
+
+def test_two_default_models_stand_in_nobodys_way_who_names_one(monkeypatch):
+    from types import SimpleNamespace
+
+    from vu_config_toys import plugin
+
+    from vu_core import hookimpl
+
+    def claim(register):
+        register("best-model", f"{parts.__name__}:ToyModel", summary="better", default=True)
+
+    thief = ("thief", "1", SimpleNamespace(vu_register_models=hookimpl(claim)))
+    monkeypatch.setenv("VU_DISABLE_PLUGINS", "vu-core")
+    plugins = discover(extra=[("toys", "1", plugin), thief], installed=False)
+    assert understood(plugins, model="toy-model").model.name == "toy-model"
+    with pytest.raises(ConfigError, match=r"data\.name is required"):
+        understood(plugins, model="other-model")
+
+
 # Written down and read again
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -240,6 +241,69 @@ def test_a_slow_entry_point_is_shown_and_works(tmp_path):
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines() == ["slow | slow | its entry-point module imports peft | Late", "[]"]
+
+
+def test_every_slow_entry_point_is_shown(tmp_path):
+    """In a process of its own: the second one imports what the first has loaded already."""
+    modules = {
+        "first": "import numpy",
+        "second": "import numpy as np",
+        "third": "from numpy import ndarray",
+        "fourth": "from _inside_fourth import shape",
+        "light": "import json",
+    }
+    (tmp_path / "_inside_fourth.py").write_text("from numpy import shape\n")
+    for name, line in modules.items():
+        (tmp_path / f"vu_{name}.py").write_text(f"{line}\n")
+        info = tmp_path / f"vu_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vu-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[vu.plugins]\n{name} = vu_{name}\n")
+    program = textwrap.dedent("""
+        from vu_core.plugins import discover
+        shown = {each.name: (each.state, each.cause) for each in discover().distributions}
+        for name in ("first", "second", "third", "fourth", "light"):
+            print(name, *shown[f"vu-{name}"])
+    """)
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    slow = [f"{name} slow its entry-point module imports numpy" for name in modules if name != "light"]
+    assert [line.strip() for line in done.stdout.splitlines()] == [*slow, "light ready"]
+
+
+EXITS = ["raise KeyboardInterrupt", "raise SystemExit(0)", "raise BaseException('odd')"]
+
+
+@pytest.mark.parametrize("line", EXITS)
+def test_a_plugin_cannot_end_the_command_when_it_is_imported(tmp_path, monkeypatch, line):
+    name = f"leaver{EXITS.index(line)}"
+    (tmp_path / f"{name}.py").write_text(f"{line}\n")
+    info = tmp_path / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[vu.plugins]\nleaver = {name}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shown = state_of(discover(), name)
+    assert shown.state == "broken"
+    assert line.removeprefix("raise ").partition("(")[0] in shown.cause
+    entry = Entry("metric", "leaver", f"{name}:Leaver", "Leaves.", name, "1.0")
+    with pytest.raises(PluginError) as caught:
+        entry.load()
+    assert caught.value.code == "VU-P003"
+
+
+def test_the_user_can_end_the_command_while_a_plugin_is_imported(tmp_path, monkeypatch):
+    def interrupted(register):
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        found(distribution("patient", vu_register_weightings=interrupted))
+    (tmp_path / "patient_target.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        Entry("metric", "patient", "patient_target:Any", "Waits.", "patient", "1.0").load()
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_listeners_cannot_disturb_a_run(caplog):

@@ -79,3 +79,26 @@ def toy_losses(model, noise: float = 0.1):
         return out
 
     return losses
+
+
+class Pull:
+    """Penalty ``strength / 2 * |delta|^2`` on a side."""
+
+    def __init__(self, side, strength=5.0):
+        self.side, self.strength, self.prepared = side, strength, 0
+
+    def prepare(self, model, theta, data, run):
+        self.theta, self.data, self.prepared = theta, data, self.prepared + 1
+        self.untouched = model.network["unet"](data.forget.tensors["x"])
+
+    def penalty(self):
+        return self.strength / 2 * sum((tensor**2).sum() for tensor in self.theta.parameters())
+
+    def after_step(self, optimizer):
+        pass
+
+    def state(self):
+        return {}
+
+    def load_state(self, state, theta):
+        self.theta = theta

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from vu_core.adapters import Factors, LoraLayer, Switch
@@ -153,3 +154,44 @@ def test_only_exact_types_are_supported():
 
     assert not LoraLayer.supports(Odd(2, 2))
     assert not LoraLayer.supports(nn.LayerNorm(2))
+
+
+class Copies(TorchDispatchMode):
+    """Keeps the dtypes that tensors of a shape are copied to."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.seen = shape, []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if function is torch.ops.aten._to_copy.default and arguments[0].shape == self.shape:
+            self.seen.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d groups"])
+def test_under_autocast_the_change_is_computed_in_its_precision(name, masked):
+    _, layer, x = make(name, masked=masked, dtype=torch.bfloat16)
+    exact = layer(x).float()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Copies(x.shape) as copies:
+        y = layer(x)
+    assert copies.seen == []  # the input is in that precision already
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_under_autocast_too_a_change_below_the_resolution_of_the_base_is_kept(masked):
+    module, layer, _ = make("linear", masked=masked, dtype=torch.bfloat16)
+    x = torch.tensor([[1.0, -1.0, 2.0, -2.0, 0.0]], dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight.fill_(1.5)
+        module.bias.zero_()
+        layer.factors.B.mul_(5e-4)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            got = layer(x)
+    expected = x.float() @ layer.factors.delta().T
+    assert bool(expected.any())
+    assert (got.float() - expected).norm() < 0.02 * expected.norm()

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from vu_core import Edit, EditError, LowRank, Replace, Sparse
+from vu_core import Edit, EditError, LowRank, Replace, Sparse, digest
 from vu_core.adapters import edit_digest, load_edit, save_edit
 
 
@@ -67,6 +67,14 @@ def test_masks_are_packed_and_there_is_one_metadata_key(tmp_path):
         assert file.get_tensor("unet.c.weight.indices").dtype == torch.int32
 
 
+def test_the_head_tells_rank_and_shape_of_a_low_rank_part(tmp_path):
+    path = tmp_path / "edit.safetensors"
+    save_edit(make_edit(), path)
+    with safe_open(path, framework="pt") as file:
+        told = json.loads(file.metadata()["vu"])["parts"]["unet.a.weight"]
+    assert told == {"kind": "low-rank", "alpha": 8.0, "rank": 2, "shape": [6, 5], "masked": True}
+
+
 def test_equal_edits_have_equal_bytes_in_every_process(tmp_path):
     paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
     for path in paths:
@@ -123,15 +131,31 @@ def test_facts_that_are_not_finite_are_refused(tmp_path):
         save_edit(make_edit(facts={"x": float("nan")}), tmp_path / "e.safetensors")
 
 
-def rewritten(path, tensors=lambda t: t, header=lambda h: h):
+def rewritten(path, tensors=lambda t: t, header=lambda h: h, signed=True):
     with safe_open(path, framework="pt") as file:
-        loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        head = json.loads(file.metadata()["vu"])
-    save_file(tensors(loaded), path, metadata={"vu": json.dumps(header(head))})
+        loaded = tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        head = header(json.loads(file.metadata()["vu"]))
+    if signed:
+        head["sha256"] = signature(head, loaded)
+    save_file(loaded, path, metadata={"vu": json.dumps(head)})
+
+
+def signature(header, tensors):
+    """The hash as the documentation of the format describes it."""
+    told = {key: value for key, value in header.items() if key != "sha256"}
+    parts = [json.dumps(told, sort_keys=True, separators=(",", ":"))]
+    for name, tensor in sorted(tensors.items()):
+        raw = bytes(tensor.flatten().view(torch.uint8).tolist()) if tensor.numel() else b""
+        parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), raw]
+    return digest(*parts)
 
 
 def without(name):
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def part(name, **changes):
+    return lambda header: {**header, "parts": {**header["parts"], name: {**header["parts"][name], **changes}}}
 
 
 @pytest.mark.parametrize(
@@ -152,6 +176,8 @@ def without(name):
         ),
         (lambda p: rewritten(p, lambda t: {**t, "unet.a.weight.mask": torch.ones(9, dtype=torch.uint8)}), "do not fit"),
         (lambda p: rewritten(p, lambda t: {**t, "unet.c.weight.indices": torch.tensor([1, 5, 12])}), "do not fit"),
+        (lambda p: rewritten(p, header=part("unet.a.weight", rank=3)), "rank 3"),
+        (lambda p: rewritten(p, header=part("unet.a.weight", shape=[5, 6])), "shape [5, 6]"),
         (lambda p: rewritten(p, header=lambda h: {k: v for k, v in h.items() if k != "parts"}), "do not fit"),
         (lambda p: rewritten(p, header=lambda h: {**h, "parts": {"x": {"kind": "odd"}}}), "unknown kind"),
     ],
@@ -165,6 +191,45 @@ def test_unreadable_files_are_named_with_a_reason(damage, words, tmp_path):
     assert error.value.code == "VU-E031"
     assert words in str(error.value)
     assert str(path) in str(error.value)
+
+
+def flipped(path):
+    """Flip one bit of the last tensor."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flipped,
+        lambda p: rewritten(p, lambda t: {**t, "unet.c.weight.values": t["unet.c.weight.values"] * 2}, signed=False),
+        lambda p: rewritten(p, lambda t: {**t, "unet.c.counter.tensor": torch.tensor(7.0)}, signed=False),
+        lambda p: rewritten(p, lambda t: {**t, "unet.b.weight.A": t["unet.b.weight.A"].reshape(4, 3)}, signed=False),
+        lambda p: rewritten(p, lambda t: {**t, "more": torch.ones(1)}, signed=False),
+        lambda p: rewritten(p, without("unet.c.bias.tensor"), signed=False),
+        lambda p: rewritten(p, header=lambda h: {**h, "base": "another"}, signed=False),
+        lambda p: rewritten(p, header=lambda h: {k: v for k, v in h.items() if k != "sha256"}, signed=False),
+        lambda p: rewritten(p, header=lambda h: {**h, "sha256": "0" * 64}, signed=False),
+    ],
+)
+def test_a_file_notices_its_own_damage(damage, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    save_edit(make_edit(), path)
+    rewritten(path)
+    load_edit(path)
+    damage(path)
+    with pytest.raises(EditError, match="damaged") as error:
+        load_edit(path)
+    assert error.value.code == "VU-E034"
+    assert error.value.where == str(path)
+
+
+def test_facts_with_numbers_as_keys_come_back(tmp_path):
+    path = tmp_path / "edit.safetensors"
+    save_edit(make_edit(facts={"kept": {2: "b", 10: "a"}}), path)
+    assert load_edit(path).facts == {"kept": {"2": "b", "10": "a"}}
 
 
 def test_a_newer_format_is_refused(tmp_path):

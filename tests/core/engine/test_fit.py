@@ -1,15 +1,17 @@
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import attrs
 import pytest
 import torch
-from engine_toys import ToyModel, toy_data, toy_losses, toy_model, toy_run
+from engine_toys import Pull, ToyModel, toy_data, toy_losses, toy_model, toy_run
 from torch import nn
 
 from vu_core import ConfigError, Event, Examples, ForgetRetain, UnlearnError
 from vu_core.adapters import Full, FullConfig, Lora, LoraConfig
-from vu_core.training import Training, fit, learning_rate, planned_steps, total_steps
+from vu_core.cost import steps_of
+from vu_core.training import Training, calls_per_step, fit, learning_rate, planned_steps, total_steps
 from vu_core.training.loop import _seed_global
 from vu_core.training.order import Order
 from vu_core.weightings import ForgetOnly, ForgetOnlyConfig, Simple, SimpleConfig
@@ -132,6 +134,34 @@ def test_a_step_is_adamw_on_the_weighted_gradient(tmp_path):
         torch.testing.assert_close(got.detach(), want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_two_steps_are_adamw_with_the_constants_of_the_table(size, tmp_path):
+    """Moments 0.9 and 0.999, eps 1e-8, decay off the weight and not in the gradient; small gradients show the eps."""
+    model, data = toy_model(), toy_data(2, 2)
+    training = Training(steps=2, lr=0.1, batch_size=2, schedule="constant", weight_decay=0.3, max_grad_norm=0.0)
+    run = toy_run(tmp_path, training=training)
+    theta, losses = run.parameterise(model), toy_losses(model)
+    with torch.no_grad():
+        for tensor in theta.parameters():
+            tensor.add_(0.05)
+    weights = [tensor.detach().clone().double() for tensor in theta.parameters()]
+    gradients = []
+
+    def watched(batches):
+        found = {side: size * loss for side, loss in losses(batches).items()}
+        gradients.append(torch.autograd.grad(sum(found.values()), theta.parameters(), retain_graph=True))
+        return found
+
+    fit(theta, watched, data, run)
+    first, second = ([g.double() for g in step] for step in gradients)
+    for w, g1, g2, got in zip(weights, first, second, theta.parameters(), strict=True):
+        m, v = 0.1 * g1, 0.001 * g1**2
+        w = w * (1 - 0.1 * 0.3) - 0.1 * (m / 0.1) / ((v / 0.001).sqrt() + 1e-8)
+        m, v = 0.9 * m + 0.1 * g2, 0.999 * v + 0.001 * g2**2
+        w = w * (1 - 0.1 * 0.3) - 0.1 * (m / (1 - 0.9**2)) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+        torch.testing.assert_close(got.detach().double(), w, rtol=1e-4, atol=2e-6)
+
+
 def test_clipping_clips(tmp_path):
     def huge(model):
         inner = toy_losses(model)
@@ -252,29 +282,6 @@ def test_accumulation_weighs_uneven_portions_by_their_size(tmp_path):
 # ---- regularizers ---------------------------------------------------------------------------------------------------
 
 
-class Pull:
-    """Penalty ``strength / 2 * |delta|^2`` on a side."""
-
-    def __init__(self, side, strength=5.0):
-        self.side, self.strength, self.prepared = side, strength, 0
-
-    def prepare(self, model, theta, data, run):
-        self.theta, self.prepared = theta, self.prepared + 1
-        self.untouched = model.network["unet"](data.forget.tensors["x"])
-
-    def penalty(self):
-        return self.strength / 2 * sum((tensor**2).sum() for tensor in self.theta.parameters())
-
-    def after_step(self, optimizer):
-        pass
-
-    def state(self):
-        return {}
-
-    def load_state(self, state, theta):
-        self.theta = theta
-
-
 @pytest.mark.parametrize("rule", [Simple(SimpleConfig(0.3, 0.5)), Constant(0.5, 0.3)])
 @pytest.mark.parametrize(("side", "factor"), [("retain", 0.5), ("forget", 0.3), ("outside", 1.0)])
 def test_a_penalty_joins_its_side(side, factor, rule, tmp_path):
@@ -320,6 +327,14 @@ def test_regularizers_are_prepared_on_the_untouched_model(tmp_path):
     fit(theta, toy_losses(model), toy_data(), run)
     assert pull.prepared == 1
     assert torch.equal(pull.untouched, untouched)
+
+
+def test_regularizers_are_prepared_on_the_data_they_are_given(tmp_path):
+    model, pull = toy_model(), Pull("outside")
+    run = toy_run(tmp_path, training=TRAINING, regularizers=(pull,))
+    other = toy_data(forget=2)
+    fit(run.parameterise(model), toy_losses(model), toy_data(), run, regularizer_data=other)
+    assert pull.data is other
 
 
 # ---- randomness -----------------------------------------------------------------------------------------------------
@@ -418,6 +433,35 @@ def test_an_epoch_shows_every_forget_example_also_beside_few_retain_examples(wei
     assert steps == (3 if isinstance(weighting, ForgetOnly) else 5)
 
 
+def test_the_plan_counts_the_steps_that_are_taken(tmp_path):
+    def chosen(weighting):
+        return SimpleNamespace(entry=SimpleNamespace(load=lambda: type(weighting)), config=weighting.config)
+
+    training, data = Training(epochs=2, batch_size=4), toy_data(forget=9, retain=2)
+    manifest = SimpleNamespace(counts={"train/forget": 9, "train/retain": 2})
+    for weighting in (
+        Simple(SimpleConfig()),
+        Simple(SimpleConfig(forget_weight=0.0)),
+        Simple(SimpleConfig(retain_weight=0.0)),
+        ForgetOnly(ForgetOnlyConfig()),
+    ):
+        unlearner = SimpleNamespace(config=SimpleNamespace(training=training))
+        config = SimpleNamespace(unlearner=unlearner, weighting=chosen(weighting))
+        run = toy_run(tmp_path, training=training, weighting=weighting)
+        assert steps_of(config, manifest) == total_steps(data, run)
+
+
+def test_the_calls_of_a_step_are_told(tmp_path):
+    def calls(weighting, data):
+        return calls_per_step(data, toy_run(tmp_path, weighting=weighting))
+
+    assert calls(Simple(SimpleConfig()), toy_data()) == (("forget", "retain"),)
+    assert calls(None, toy_data()) == (("forget", "retain"),)
+    assert calls(Constant(), toy_data()) == (("forget",), ("retain",))
+    assert calls(Constant(), toy_data(5, 0)) == (("forget",),)
+    assert calls(ForgetOnly(ForgetOnlyConfig()), toy_data()) == (("forget",),)
+
+
 @pytest.mark.parametrize("name", ["warm/up", "../main", ".main", "", "a\\b", "a:b"])
 def test_a_phase_name_that_is_no_file_name_is_refused(name, tmp_path):
     model, run = toy_model(), toy_run(tmp_path, training=TRAINING)
@@ -460,7 +504,8 @@ def test_conflicts_are_told_for_weightings_that_see_both_gradients(tmp_path):
     events = []
     state_after(tmp_path, weighting=Constant(1.0, 0.3), emit_event=events.append)
     conflicts = [e.values for e in events if e.type == "gradient_conflict"]
-    assert [c["step"] for c in conflicts] == [0, 1, 2, 3]
+    assert [c["step"] for c in conflicts] == [1, 2, 3, 4]
+    assert [e.values["step"] for e in events if e.type == "progress"] == [1, 2, 3, 4]
     assert all(-1 <= c["cos_rf"] <= 1 and c["a_r"] == 1.0 and c["norm_f"] > 0 for c in conflicts)
     assert set(conflicts[0]) == {"step", "flags", "cos_rf", "norm_r", "norm_f", "a_r", "a_f", "cos_g_r", "cos_g_f"}
 
@@ -597,3 +642,20 @@ def test_fp16_leaves_out_steps_that_overflow_and_gives_up_in_the_end(tmp_path):
     with pytest.raises(UnlearnError) as error:
         fit(theta, hopeless, toy_data(), attrs.evolve(run, folder=tmp_path / "again"))
     assert error.value.code == "VU-U031"
+
+
+@pytest.mark.parametrize("weighting", [Simple(SimpleConfig()), Constant()])
+def test_the_scale_of_fp16_is_taken_off_the_gradient_again(weighting, tmp_path):
+    """AdamW hardly sees a factor on all gradients, but clipping and weightings do."""
+    norms = {}
+    for precision in ("fp32", "fp16"):
+        told = []
+        # So small a learning rate that every step starts from the same weights.
+        training = attrs.evolve(TRAINING, steps=8, lr=1e-12, max_grad_norm=0.01)
+        settings = {"training": training, "weighting": weighting, "emit_event": told.append, "precision": precision}
+        state_after(tmp_path / precision, **settings)
+        progress = [event.values for event in told if event.type == "progress"]
+        norms[precision] = {v["step"]: v["grad_norm"] for v in progress if "grad_norm" in v}
+    assert len(norms["fp16"]) >= 4  # steps that overflow are left out
+    for step, norm in norms["fp16"].items():
+        assert norm == pytest.approx(norms["fp32"][step], rel=0.01)

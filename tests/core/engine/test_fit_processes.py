@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from engine_toys import toy_data, toy_losses, toy_model, toy_run
+from engine_toys import Pull, toy_data, toy_losses, toy_model, toy_run
 from safetensors.torch import load_file, save_file
 
 from vu_core.training import Training, fit
@@ -34,7 +34,8 @@ WEIGHTINGS = {"linear": lambda: Simple(SimpleConfig(forget_weight=0.3)), "gram":
 def train(folder, weighting, training, sizes=(9, 8)):
     events = []
     model = toy_model()
-    run = toy_run(folder, training=training, weighting=WEIGHTINGS[weighting](), emit_event=events.append)
+    axes = {"weighting": WEIGHTINGS[weighting](), "regularizers": (Pull("retain"), Pull("outside", 2.0))}
+    run = toy_run(folder, training=training, emit_event=events.append, **axes)
     theta = run.parameterise(model)
     fit(theta, toy_losses(model), toy_data(*sizes), run)
     return {name: tensor.clone() for name, tensor in theta.state().items()}, events

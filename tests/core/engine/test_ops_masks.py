@@ -68,6 +68,14 @@ def test_a_score_that_is_not_finite_is_refused_by_name():
         top_masks({"w.weight": torch.tensor([1.0, float("nan")])}, 0.5)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), float("-inf")])
+def test_no_score_that_is_not_finite_is_ranked(bad):
+    scores = {"a": torch.tensor([3.4e38, -3.4e38, 1e-45, -0.0]), "b": torch.tensor([1.0, bad])}
+    with pytest.raises(ValueError, match="'b'"):
+        top_masks(scores, 0.5)
+    assert top_masks({"a": scores["a"]}, 0.5)["a"].tolist() == [True, False, True, False]
+
+
 @given(st.lists(st.booleans(), max_size=40))
 def test_packing_is_lossless_and_little_endian(bits):
     mask = torch.tensor(bits, dtype=torch.bool)

@@ -47,3 +47,44 @@ def test_scores_that_are_not_finite_are_not_kept(tmp_path):
     for _ in range(2):
         assert run.attribute(toy_model(), toy_data())["b"].tolist() == [1.0, 2.0]
     assert sound.inner.calls == 1
+
+
+def changed(data, column):
+    return attrs.evolve(data, forget=attrs.evolve(data.forget, tensors={**data.forget.tensors, "x": column}))
+
+
+def test_scores_of_other_tables_are_not_served(tmp_path):
+    cached = CachedAttribution(Given(2.0), "given", NoSettings(), "", Cache(tmp_path / "cache"))
+    run, data = toy_run(tmp_path, attribution=cached, data_digest="the same"), toy_data()
+    x = data.forget.tensors["x"]
+    captions = attrs.evolve(data, retain=attrs.evolve(data.retain, captions=("other",) * 7))
+    fewer = attrs.evolve(data, forget=toy_data(forget=4).forget)
+    others = (data, changed(data, x + 1e-6), changed(data, x.double()), captions, fewer)
+    for count, tables in enumerate(others, 1):
+        for _ in range(2):
+            run.attribute(toy_model(), tables)
+        assert cached.inner.calls == count
+    run.attribute(toy_model(), changed(data, x.clone()))
+    assert cached.inner.calls == len(others)
+
+
+@pytest.mark.parametrize("change", [{"reload": True}, {"tensors": {}}])
+def test_scores_of_pictures_that_are_not_encoded_are_not_kept(change, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cached = CachedAttribution(Given(2.0), "given", NoSettings(), "", cache)
+    run, data = toy_run(tmp_path, attribution=cached), toy_data()
+    loaded = attrs.evolve(data.forget, load=lambda row, generator: torch.zeros(3, 4, 4), **change)
+    for _ in range(2):
+        run.attribute(toy_model(), attrs.evolve(data, forget=loaded))
+    assert cached.inner.calls == 2
+    assert cache.entries() == ()
+
+
+def test_scores_are_looked_at_once(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("vu_core.cache.require_finite", lambda scores, name: looked.append("cache"))
+    monkeypatch.setattr("vu_core.run.require_finite", lambda scores, name: looked.append("run"))
+    cached = CachedAttribution(Given(2.0), "given", NoSettings(), "", Cache(tmp_path / "cache"))
+    for attribution in (cached, cached, Given(2.0)):
+        toy_run(tmp_path, attribution=attribution).attribute(toy_model(), toy_data())
+    assert looked == ["cache", "run"]

@@ -163,7 +163,8 @@ def test_the_claim_is_one_sentence_with_the_first_score(plugins: Plugins, raw: R
     [
         (0.5, "fraction", "50.0 %"),
         (None, "fraction", ""),
-        (3 * 2**20, "bytes", "3.0 MiB"),
+        (3 * 10**6, "bytes", "3.0 MB"),
+        (999_950, "bytes", "1.0 MB"),
         (12, "bytes", "12 B"),
         (1234567.0, "parameters", "1,234,567"),
         (0.00012345, "mse", "0.0001234"),
@@ -297,14 +298,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_full_disk_is_a_record_error(
     plugins: Plugins, raw: Raw, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("vu_core.stages.record.write_text", full)
-    with pytest.raises(RecordError, match="No space left") as caught:
+    monkeypatch.setattr("vu_core.stages.record.write_bytes", full)
+    with pytest.raises(RecordError, match=r"environment\.json' cannot be written: No space left") as caught:
         execute(raw(), plugins=plugins)
     assert caught.value.code == "VU-R055"
     assert not list((place / "runs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["scores.json", "report.html", "README.md", "0-before.png"])
+def test_a_file_that_cannot_be_written_is_named(
+    plugins: Plugins, raw: Raw, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        write_bytes(path, data)
+
+    monkeypatch.setattr("vu_core.stages.record.write_bytes", refuse)
+    with pytest.raises(RecordError, match=f"{name}' cannot be written") as caught:
+        execute(raw(), plugins=plugins)
+    assert caught.value.code == "VU-R055"
 
 
 def test_a_folder_with_something_to_go_on_from_is_kept(tmp_path: Path) -> None:

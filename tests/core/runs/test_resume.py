@@ -264,6 +264,19 @@ def test_a_changed_configuration_is_not_mixed_with_the_old_one(plugins: Plugins,
     assert resume(folder, plugins=plugins).scorecard
 
 
+def test_a_damaged_event_is_told_before_anything_is_loaded(plugins: Plugins, raw: Raw, toys: Any) -> None:
+    folder = _stopped(plugins, raw)
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], "no event\n", *lines[1:]]))
+    toys.ToyPoints.built.clear()
+    with pytest.raises(RecordError, match="line 2 is no event") as caught:
+        resume(folder, plugins=plugins)
+    assert caught.value.code == "VU-R056"
+    assert not toys.ToyPoints.built
+    assert log.read_text().splitlines()[1] == "no event", "the damage is not made larger"
+
+
 def test_another_thread_count_is_a_warning(plugins: Plugins, raw: Raw) -> None:
     folder = _stopped(plugins, raw)
     path = folder / "environment.json"

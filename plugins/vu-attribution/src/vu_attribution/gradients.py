@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -102,8 +102,10 @@ class DenoisingGradients:
         half = self.draws.run.precision == "fp16" or any(tensor.dtype == torch.float16 for tensor in tensors)
         for scale in SCALES if half else (1.0,):
             found = torch.autograd.grad(loss * scale, tensors, allow_unused=True, retain_graph=scale > 1.0)
-            gradients: list[Tensor | None] = [None if g is None else g.float() / scale for g in found]
-            if not half or all(bool(g.isfinite().all()) for g in gradients if g is not None):
+            gradients = [None if g is None else g.float() for g in found]
+            if scale != 1.0:
+                gradients = [None if g is None else g / scale for g in gradients]
+            if not half or _finite(gradients):
                 return gradients
         raise UnlearnError(
             "VU-U036",
@@ -112,6 +114,12 @@ class DenoisingGradients:
             "Use --set run.precision=bf16 or fp32.",
             where="unlearner.attribution",
         )
+
+
+def _finite(gradients: Sequence[Tensor | None]) -> bool:
+    """Tell whether every number is finite, by one copy from the device."""
+    sound = [g.isfinite().all() for g in gradients if g is not None]
+    return not sound or bool(torch.stack(sound).all())
 
 
 def as_denoiser(model: Model) -> Denoiser:

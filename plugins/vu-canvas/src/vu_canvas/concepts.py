@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vu_canvas.render import OBJECTS, STYLES, prompt
-from vu_core import Concept, DataError, Selection, did_you_mean
+from vu_core import Concept, DataError, Selection, did_you_mean, together
 
 AXES: Mapping[str, tuple[str, ...]] = {"object": OBJECTS, "style": STYLES}
 """What may be named before the colon, and the words that may follow it."""
@@ -24,6 +24,7 @@ def select(forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
     if not forget:
         supplied = select([SHOWPIECE], overwrite)
         return Selection(supplied.concepts, (f"Nothing was named to forget: {SHOWPIECE} it is.", *supplied.notes))
+    refuse_unknown(forget, overwrite)
     labels = [parse_concept(text, "data.forget") for text in forget]
     refuse_overlap(forget, labels)
     if len(overwrite) not in (0, 1, len(forget)):
@@ -35,14 +36,29 @@ def select(forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
         )
     if overwrite:
         given = list(overwrite) * (len(forget) if len(overwrite) == 1 else 1)
-        pairs = zip(forget, labels, given, strict=True)
-        return Selection(tuple(with_overwrite(text, concept, over, labels) for text, concept, over in pairs))
+        rows = zip(forget, labels, given, strict=True)
+        named = tuple(with_overwrite(text, concept, over, labels) for text, concept, over in rows)
+        refuse_forgotten_captions(named)
+        return Selection(named)
     concepts, notes = [], []
     for text, concept in zip(forget, labels, strict=True):
         over = supplied_overwrite(concept, labels)
         concepts.append(with_overwrite(text, concept, over, labels))
         notes.append(f"No overwrite was named for {text}: {over} takes its place.")
     return Selection(tuple(concepts), tuple(notes))
+
+
+def refuse_unknown(forget: Sequence[str], overwrite: Sequence[str]) -> None:
+    """Raise one DataError that tells everything that names no concept."""
+    wrong = []
+    for where, texts in (("data.forget", forget), ("data.overwrite", overwrite)):
+        for text in texts:
+            try:
+                parse_concept(text, where)
+            except DataError as error:
+                wrong.append(error)
+    if wrong:
+        raise together(wrong)
 
 
 def parse_concept(text: str, where: str) -> dict[str, str]:
@@ -113,36 +129,68 @@ def with_overwrite(
         problem = f"names another axis than {text!r}"
     elif over.items() <= labels.items():
         problem = f"is what {text!r} forgets"
-    elif any(concept.items() <= {**labels, **over}.items() for concept in forgotten):
-        problem = "is forgotten itself"
     if problem:
-        raise DataError(
-            "VU-D093",
-            f"The overwrite {overwrite!r} cannot take the place of {text!r}: it {problem}.",
-            f"Name another word of the same axis, such as {supplied_overwrite(labels, forgotten)}.",
-            where="data.overwrite",
-        )
+        raise refused(text, overwrite, problem, supplied_overwrite(labels, forgotten))
     return Concept(text, dict(labels), overwrite, over)
+
+
+def refuse_forgotten_captions(concepts: Sequence[Concept]) -> None:
+    """Raise DataError when the caption that takes the place of a forgotten one shows a forgotten concept itself.
+
+    The whole captions are compared: with ``style:neon`` and ``object:star+style:flat`` forgotten, flat stands for neon
+    in every caption but that of the star.
+    """
+    forgotten = [concept.labels for concept in concepts]
+    for concept in concepts:
+        for pair in all_pairs():
+            place = overwritten(pair, concepts)
+            if shows(pair, concept.labels) and any(shows(place, labels) for labels in forgotten):
+                problem = f"would turn {prompt(*pair)!r} into {prompt(*place)!r}, which is forgotten itself"
+                raise refused(concept.text, concept.overwrite, problem, supplied_overwrite(concept.labels, forgotten))
+
+
+def refused(text: str, overwrite: str, problem: str, better: str) -> DataError:
+    """Return the error for a named overwrite."""
+    return DataError(
+        "VU-D093",
+        f"The overwrite {overwrite!r} cannot take the place of {text!r}: it {problem}.",
+        f"Name another word of the same axis, such as {better}.",
+        where="data.overwrite",
+    )
 
 
 def supplied_overwrite(labels: Mapping[str, str], forgotten: Sequence[Mapping[str, str]]) -> str:
     """Return the overwrite for a concept when none is named; a pair changes the style only.
 
+    A word serves when no image that shows the concept, and no other one, would show a forgotten concept with that word
+    in its place. Images that show a second concept need no look of their own: their other word is overwritten too, by
+    one that is in no forgotten concept.
+
     Raises:
-        DataError: every word of the axis is forgotten, so that nothing can take the place.
+        DataError: no word of the axis serves, so that nothing can take the place.
     """
     axis = "style" if "style" in labels else "object"
-    preferred = [*SUPPLIED[axis], *AXES[axis]]
-    for word in preferred:
-        shown = {**labels, axis: word}
-        if not any(concept.items() <= shown.items() for concept in forgotten):
+    alone = [pair for pair in all_pairs() if [c for c in forgotten if shows(pair, c)] == [labels]]
+    for word in dict.fromkeys([*SUPPLIED[axis], *AXES[axis]]):
+        places = [(pair[0], word) if axis == "style" else (word, pair[1]) for pair in alone]
+        if places and not any(shows(place, concept) for place in places for concept in forgotten):
             return f"{axis}:{word}"
     raise DataError(
         "VU-D093",
-        f"Every {axis} is forgotten, so nothing can take the place of {axis}:{labels[axis]}.",
-        f"Leave at least one {axis} out of --forget.",
+        f"Nothing can take the place of {described(labels)}: with every other {axis}, something is forgotten, too.",
+        f"Leave a concept out of --forget, so that at least one {axis} stays untouched.",
         where="data.forget",
     )
+
+
+def described(labels: Mapping[str, str]) -> str:
+    """Return labels as they are written on the command line."""
+    return "+".join(f"{axis}:{word}" for axis, word in labels.items())
+
+
+def shows(pair: Pair, labels: Mapping[str, str]) -> bool:
+    """Tell whether an image of the pair shows the concept."""
+    return labels.items() <= {"object": pair[0], "style": pair[1]}.items()
 
 
 def all_pairs() -> list[Pair]:
@@ -150,21 +198,20 @@ def all_pairs() -> list[Pair]:
     return [(word, style) for word in OBJECTS for style in STYLES]
 
 
-def shown_concept(pair: Pair, selection: Selection) -> Concept | None:
-    """Return the first concept that the pair shows."""
-    labels = {"object": pair[0], "style": pair[1]}
-    return next((concept for concept in selection.concepts if concept.labels.items() <= labels.items()), None)
-
-
 def forgotten_pairs(selection: Selection) -> list[Pair]:
     """Return the pairs that show a forgotten concept."""
-    return [pair for pair in all_pairs() if shown_concept(pair, selection) is not None]
+    return [pair for pair in all_pairs() if any(shows(pair, concept.labels) for concept in selection.concepts)]
+
+
+def overwritten(pair: Pair, concepts: Sequence[Concept]) -> Pair:
+    """Return the pair in which every concept that it shows is overwritten."""
+    words = {"object": pair[0], "style": pair[1]}
+    for concept in concepts:
+        if shows(pair, concept.labels):
+            words.update(concept.overwrite_labels)
+    return words["object"], words["style"]
 
 
 def overwrite_caption(pair: Pair, selection: Selection) -> str:
     """Return the caption in which every forgotten concept that the pair shows is overwritten."""
-    labels = {"object": pair[0], "style": pair[1]}
-    for concept in selection.concepts:
-        if concept.labels.items() <= {"object": pair[0], "style": pair[1]}.items():
-            labels.update(concept.overwrite_labels)
-    return prompt(labels["object"], labels["style"])
+    return prompt(*overwritten(pair, selection.concepts))

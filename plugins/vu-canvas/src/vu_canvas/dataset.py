@@ -63,7 +63,7 @@ class Canvas:
 
     Indices of the drawings: training 0 - 999,999, validation from 1,000,000, held-out from 2,000,000. Held-out
     drawings are made by `evaluation` only. It asks for all 100 pairs with every seed, so each score has the same
-    number of pictures per label.
+    number of images per label.
     """
 
     Config: ClassVar[type[CanvasConfig]] = CanvasConfig
@@ -223,13 +223,13 @@ class CanvasJudge:
 
         from vu_canvas.judge import load_judge
 
-        pictures = torch.from_numpy(images)
-        if pictures.shape[1:3] != (SIZE, SIZE):
-            resized = resize(pictures.permute(0, 3, 1, 2).float(), SIZE)
-            pictures = resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        shown = torch.from_numpy(images)  # (N, H, W, 3)
+        if shown.shape[1:3] != (SIZE, SIZE):
+            resized = resize(shown.permute(0, 3, 1, 2).float(), SIZE)
+            shown = resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         if self._judge is None:
             self._judge = load_judge()
-        objects, styles = self._judge.classify(pictures)
+        objects, styles = self._judge.classify(shown)
         return {"object": [OBJECTS[i] for i in objects], "style": [STYLES[i] for i in styles]}
 
 
@@ -245,7 +245,7 @@ def sample_items(items: Sequence[EvaluationItem], count: int) -> tuple[Evaluatio
     for forget, share in ((True, (count + 1) // 2), (False, count // 2)):
         side = [entry for entry in first_seed if entry.forget == forget]
         most = min(share, len(side))
-        # Half a step in, so that retain pictures differ in object and style instead of sharing the first of each.
+        # Half a step in, so that retain images differ in object and style instead of sharing the first of each.
         chosen += [side[(2 * i + 1) * len(side) // (2 * most)] for i in range(most)]
     return tuple(chosen)
 

@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -100,8 +101,13 @@ class Judge(nn.Module):
 
 def load_judge() -> Judge:
     """Return the judge with the weights of this package, on the CPU, in float32."""
-    judge = Judge()
     with as_file(files("vu_canvas") / "weights" / "judge.safetensors") as path:
-        state = load_file(str(path))
+        return read_judge(path)
+
+
+def read_judge(path: Path) -> Judge:
+    """Return the judge whose weights lie in a safetensors file, on the CPU, in float32."""
+    judge = Judge()
+    state = load_file(str(path))
     judge.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     return judge.eval()

@@ -5,9 +5,10 @@ Run ``python -m vu_canvas.train --help``. The stages in order: vae, judge, diffu
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,14 @@ import click
 
 if TYPE_CHECKING:
     from vu_canvas.training.loop import Schedule
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where checkpoints live and which device computes."""
+
+    folder: Path
+    device: str
 
 
 def say(line: str) -> None:
@@ -27,6 +36,35 @@ def default_folder() -> Path:
     return Path(click.get_app_dir("vu-canvas")) / "checkpoints"
 
 
+def plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end with one line and exit status 2 on what the caller can put right, without a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        from vu_canvas.training.loop import TrainingError
+
+        try:
+            command(*args, **options)
+        except TrainingError as error:
+            refusal = click.ClickException(str(error))
+            refusal.exit_code = 2
+            raise refusal from error
+
+    return run
+
+
+def known_device(context: click.Context, option: click.Parameter, device: str) -> str:
+    """Return the device. Raises: click.BadParameter when it is unknown or not there."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise click.BadParameter(f"{device!r} is none of cpu, cuda, cuda:0, cuda:1, ...")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(f"this machine, or this build of torch, has no device {device!r}")
+    return device
+
+
 @click.group()
 @click.option(
     "--checkpoints",
@@ -36,13 +74,14 @@ def default_folder() -> Path:
     help="Where checkpoints are written and resumed from.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Processor threads.")
+@click.option("--device", default="cpu", show_default=True, callback=known_device, help="cpu, or cuda for one GPU.")
 @click.pass_context
-def main(context: click.Context, checkpoints: Path, threads: int) -> None:
+def main(context: click.Context, checkpoints: Path, threads: int, device: str) -> None:
     """Train the models that vu-canvas ships. Every stage continues from its checkpoint."""
     import torch
 
     torch.set_num_threads(threads)
-    context.obj = checkpoints
+    context.obj = Workshop(checkpoints, device)
 
 
 def planned(schedule: Schedule, steps: int | None, seed: int) -> Schedule:
@@ -60,65 +99,78 @@ def schedule_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @schedule_options
 @click.pass_obj
-def vae(folder: Path, steps: int | None, seed: int) -> None:
+@plainly
+def vae(shop: Workshop, steps: int | None, seed: int) -> None:
     """Train the autoencoder."""
     from vu_canvas.training import vae as stage
 
-    stage.train(folder, say, planned(stage.SCHEDULE, steps, seed))
+    stage.train(shop.folder, say, planned(stage.SCHEDULE, steps, seed), shop.device)
 
 
 @main.command()
 @schedule_options
 @click.pass_obj
-def judge(folder: Path, steps: int | None, seed: int) -> None:
+@plainly
+def judge(shop: Workshop, steps: int | None, seed: int) -> None:
     """Train the judge, on renders only."""
     from vu_canvas.training import judge as stage
 
-    stage.train(folder, say, planned(stage.SCHEDULE, steps, seed))
+    stage.train(shop.folder, say, planned(stage.SCHEDULE, steps, seed), shop.device)
 
 
 @main.command()
 @schedule_options
 @click.pass_obj
-def diffusion(folder: Path, steps: int | None, seed: int) -> None:
+@plainly
+def diffusion(shop: Workshop, steps: int | None, seed: int) -> None:
     """Train text encoder and UNet; the autoencoder must be trained."""
     from vu_canvas.training import diffusion as stage
 
-    stage.train(folder, say, planned(stage.SCHEDULE, steps, seed))
+    stage.train(shop.folder, say, planned(stage.SCHEDULE, steps, seed), shop.device)
+
+
+def target_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the folder of the weights."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option("--target", type=kind, help="Folder of the weights; default: the package's.")(command)
 
 
 @main.command()
-@click.option(
-    "--target", type=click.Path(file_okay=False, path_type=Path), help="Folder of the weights; default: the package's."
-)
+@target_option
 @click.argument("what", type=click.Choice(["all", "judge", "diffusion"]), default="all")
 @click.pass_obj
-def export(folder: Path, target: Path | None, what: str) -> None:
+@plainly
+def export(shop: Workshop, target: Path | None, what: str) -> None:
     """Write the trained models as half-precision safetensors that plain diffusers loads."""
     from vu_canvas.training import export as stage
 
     target = stage.WEIGHTS if target is None else target
     if what in ("all", "judge"):
-        stage.export_judge(folder, target, say)
+        stage.export_judge(shop.folder, target, say)
     if what in ("all", "diffusion"):
-        stage.export_pipeline(folder, target, say)
+        stage.export_pipeline(shop.folder, target, say)
 
 
 @main.command()
+@target_option
 @click.option("--images", type=click.IntRange(min=100), default=1000, show_default=True, help="A multiple of 100.")
+@click.option("--write", is_flag=True, help="Write what was measured into README.md beside the weights.")
 @click.pass_obj
-def check(folder: Path, images: int) -> None:
-    """Measure the shipped models; exit status 1 when one is below its target."""
-    from vu_canvas.judge import load_judge
+@plainly
+def check(shop: Workshop, target: Path | None, images: int, write: bool) -> None:
+    """Measure the models; exit status 1 when one is below its target."""
     from vu_canvas.training import check as stage
     from vu_canvas.training.export import WEIGHTS, write_readme
 
     if images % 100:
         raise click.BadParameter("must be a multiple of 100, one for every pair", param_hint="--images")
-    results = stage.measure(stage.load_shipped(WEIGHTS), load_judge(), images, say)
+    target = WEIGHTS if target is None else target
+    pipeline, judge = stage.load_shipped(target), stage.load_judge_of(target)
+    results = stage.measure(pipeline.to(shop.device), judge.to(shop.device), images, say)
     tables = stage.table(results)
     click.echo(tables)
-    write_readme(folder, WEIGHTS, stage.conditions(images), tables)
+    if write:
+        write_readme(shop.folder, target, images, stage.conditions(images), tables)
     misses = [line for result in results for line in result.misses()]
     if misses:
         raise click.ClickException("below target:\n" + "\n".join(misses))

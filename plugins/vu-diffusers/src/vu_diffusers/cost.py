@@ -51,4 +51,4 @@ def _positions(name: str, size: int, levels: int) -> int:
         side, index, part = match.group(1), int(match.group(2)), match.group(3)
         level = index if side == "down_blocks" else levels - 1 - index
         level += {"downsamplers": 1, "upsamplers": -1}.get(part, 0)
-    return max(size >> level, 1) ** 2
+    return max(size >> max(level, 0), 1) ** 2  # below 0: weights of another configuration, which loading refuses

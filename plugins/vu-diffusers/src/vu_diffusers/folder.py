@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae
 STEMS = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 PREDICTIONS = ("epsilon", "v_prediction")
 MODEL_INDEX = "model_index.json"
+CONFIGS = {**{part: f"{part}/config.json" for part in CLASSES}, "scheduler": "scheduler/scheduler_config.json"}
+"""Where each component keeps its configuration."""
 
 
 @attrs.frozen
@@ -55,8 +57,7 @@ def open_folder(root: Path, variant: str | None) -> PipelineFolder:
             missing, of another variant, or pickled.
     """
     check_index(root / MODEL_INDEX)
-    configs = {part: _json(root / part / "config.json") for part in CLASSES}
-    configs["scheduler"] = _json(root / "scheduler" / "scheduler_config.json")
+    configs = {part: read_json(root / file) for part, file in CONFIGS.items()}
     check_configs(configs, str(root))
     if not (root / "tokenizer").is_dir() or not any((root / "tokenizer").iterdir()):
         raise _half(root / "tokenizer", "folder")
@@ -74,7 +75,7 @@ def check_index(path: Path) -> None:
             " converted to such a folder first.",
             where=str(path.parent),
         )
-    index = _json(path)
+    index = read_json(path)
     found = index.get("_class_name")
     if found != PIPELINE:
         raise ModelError(
@@ -96,7 +97,15 @@ def check_index(path: Path) -> None:
 
 
 def check_configs(configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Refuse prediction types and shapes that are not understood. Raises: ModelError VU-M071, VU-M072."""
+    """Refuse prediction types and values that are not understood.
+
+    Args:
+        configs: content of the configuration file per component.
+        where: the folder or the repository.
+
+    Raises:
+        ModelError: VU-M071 for another prediction type; VU-M072, with file and key, for a missing or damaged value.
+    """
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ModelError(
@@ -105,14 +114,47 @@ def check_configs(configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
             "Use a model of one of these kinds.",
             where=where,
         )
-    for part, key in (("unet", "block_out_channels"), ("unet", "cross_attention_dim"), ("vae", "block_out_channels")):
-        if key not in configs[part]:
+    for part, key, needed, fits, wanted in _VALUES:
+        if key not in configs[part] and not needed:
+            continue
+        problem = f"lacks {key!r}"
+        if key in configs[part]:
+            problem = f"has {key!r} = {json.dumps(configs[part][key])}, which is not {wanted}"
+        if key not in configs[part] or not fits(configs[part][key]):
             raise ModelError(
                 "VU-M072",
-                f"The configuration of {part} lacks {key!r}.",
+                f"The configuration of {part} {problem}.",
                 "Copy or download the model again.",
-                where=f"{where}: {part}/config.json",
+                where=f"{where}/{CONFIGS[part]}",
             )
+
+
+def _size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_size, value))
+
+
+def _side(value: object) -> bool:
+    return value is None or _size(value) or (_sizes(value) and len(value) == 2)  # type: ignore[arg-type]
+
+
+def _factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+_VALUES: tuple[tuple[str, str, bool, Callable[[object], bool], str], ...] = (
+    ("unet", "block_out_channels", True, _sizes, "a list of positive whole numbers"),
+    ("unet", "cross_attention_dim", True, lambda v: _size(v) or _sizes(v), "a positive whole number or a list of them"),
+    ("unet", "sample_size", False, _side, "a positive whole number, two of them, or null"),
+    ("unet", "in_channels", False, _size, "a positive whole number"),
+    ("vae", "block_out_channels", True, _sizes, "a list of positive whole numbers"),
+    ("vae", "scaling_factor", False, _factor, "a positive number"),
+    ("text_encoder", "max_position_embeddings", False, _size, "a positive whole number"),
+)
+"""Component, key, whether it must be there, what its value must be, and that in words: what the facts are made of."""
 
 
 def describe(
@@ -174,7 +216,8 @@ def read_licence(card: Path) -> str:
     return found.group(1).strip().strip("\"'") if found else ""
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises: ModelError VU-M072 when it is missing or damaged."""
     if not path.is_file():
         raise _half(path, "file")
     try:
@@ -208,12 +251,25 @@ def _weights(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
         return (single,)
     index = folder / f"{stem}.safetensors.index{middle}.json"
     if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        names = _shards(index)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise _half(folder / missing[0], "file")
         if names:
             return tuple(folder / name for name in names)
     raise _no_weights(folder, stem, single, variant)
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the file names that an index of shards lists. Raises: ModelError VU-M072."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(n, str) and Path(n).name == n for n in listed.values()):
+        raise ModelError(
+            "VU-M072",
+            f"The key 'weight_map' of {str(index)!r} is no table from tensors to file names.",
+            "Copy or download the model again.",
+            where=str(index),
+        )
+    return sorted(set(listed.values()))
 
 
 def _no_weights(folder: Path, stem: str, expected: Path, variant: str | None) -> ModelError:

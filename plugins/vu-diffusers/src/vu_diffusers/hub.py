@@ -10,11 +10,11 @@ from typing import Any
 import attrs
 
 from vu_core import ModelError, ModelFacts, digest
-from vu_diffusers.folder import CLASSES, MODEL_INDEX, STEMS, check_configs, check_index, describe
+from vu_diffusers.folder import CLASSES, CONFIGS, MODEL_INDEX, STEMS, check_configs, check_index, describe, read_json
 from vu_diffusers.weights import StoredTensor
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_JSON_FILES = (MODEL_INDEX, "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in CLASSES))
+_JSON_FILES = (MODEL_INDEX, *CONFIGS.values())
 _PATIENCE = 10.0  # seconds for one answer of the hub
 
 
@@ -82,16 +82,12 @@ class Remote:
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(names)))
 
     def _configs(self) -> dict[str, Mapping[str, Any]]:
-        import json
-
         from huggingface_hub import hf_hub_download
 
         with _hub_errors(self.repo):
             paths = {name: Path(hf_hub_download(self.repo, name, revision=self.revision)) for name in _JSON_FILES}
         check_index(paths[MODEL_INDEX])
-        configs = {
-            name.split("/")[0]: json.loads(p.read_text(encoding="utf-8")) for name, p in paths.items() if "/" in name
-        }
+        configs = {part: read_json(paths[file]) for part, file in CONFIGS.items()}
         check_configs(configs, self.repo)
         return configs
 

@@ -126,7 +126,7 @@ class Diffusers:
                 "Convert it once in diffusers: StableDiffusionPipeline.from_single_file(file).save_pretrained(folder).",
                 where="model.ref",
             )
-        if not HUB_ID.fullmatch(self.ref):
+        if not HUB_ID.fullmatch(self.ref) or path.parent.is_dir():  # a path, wherever its folder is here
             raise _not_found(self.ref, path)
         remote = Remote(self.ref, self.config.revision, self.config.variant)
         snapshot = remote.cached()
@@ -157,6 +157,8 @@ def _not_found(ref: str, path: Path) -> ModelError:
     return ModelError(
         "VU-M070",
         f"There is no folder {ref!r}.{did_you_mean(path.name, siblings)}",
-        "Check the path, or name a model on the hub as owner/name.",
+        f"Check the path. The hub is not asked for {ref!r}, because the folder {str(path.parent)!r} is here."
+        if HUB_ID.fullmatch(ref)
+        else "Check the path, or name a model on the hub as owner/name.",
         where="model.ref",
     )

@@ -1,4 +1,4 @@
-"""Pictures from prompts, each from its own noise."""
+"""Images from prompts, each from its own noise."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def sample(
     guidance: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Generate one picture per prompt with the pipeline's own scheduler.
+    """Generate one image per prompt with the pipeline's own scheduler.
 
-    Picture i starts from CPU noise of ``seeds[i]`` and draws all further noise from the same generator, so that neither
+    Image i starts from CPU noise of ``seeds[i]`` and draws all further noise from the same generator, so that neither
     device nor batch decides what it shows. Classifier-free guidance predicts ``u + w (c - u)`` from the predictions for
     the empty caption (u) and the prompt (c); with w = 1 the empty caption is not asked.
 
     Args:
         model: the loaded pipeline.
-        prompts: one per picture.
-        seeds: one per picture.
+        prompts: one per image.
+        seeds: one per image.
         steps: sampling steps.
         guidance: w.
         progress: called with (passes done, passes in all).
@@ -47,7 +47,7 @@ def sample(
 
     Raises:
         ValueError: when there are not as many seeds as prompts.
-        ModelError: VU-M079 when a picture is not finite.
+        ModelError: VU-M079 when an image is not finite.
     """
     import numpy as np
 
@@ -57,7 +57,7 @@ def sample(
     size = side // 2 ** (len(model.network["vae"].config.block_out_channels) - 1)
     at_once = max(1, _LATENT_PIXELS_AT_ONCE // size**2)
     starts = range(0, len(prompts), at_once)
-    pictures = []
+    images = []
     for turn, start in enumerate(starts):
         chosen = slice(start, start + at_once)
 
@@ -66,8 +66,8 @@ def sample(
                 progress(turn * steps + step, len(starts) * steps)
 
         latents = _denoise(model, prompts[chosen], seeds[chosen], size, (steps, guidance), tell)
-        pictures.append(_to_uint8(model, latents))
-    return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), dtype=np.uint8)
+        images.append(_to_uint8(model, latents))
+    return np.concatenate(images) if images else np.zeros((0, side, side, 3), dtype=np.uint8)
 
 
 def _denoise(
@@ -105,6 +105,6 @@ def _to_uint8(model: StableDiffusion, latents: Tensor) -> np.ndarray[Any, Any]:
     at_once = max(1, PIXELS_AT_ONCE // model.facts.resolution**2)
     stacked = torch.cat([model.decode(part) for part in latents.split(at_once)])  # (B, 3, H, W)
     if not torch.isfinite(stacked).all():
-        raise not_finite("pictures", model.dtype)
+        raise not_finite("images", model.dtype)
     scaled = (stacked / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vu_core import Batch, Examples, ModelError, ModelFacts, torch_dtype
-from vu_diffusers.folder import CLASSES, PipelineFolder, describe
+from vu_diffusers.folder import CLASSES, CONFIGS, PipelineFolder, describe
 from vu_diffusers.quiet import quiet
 
 if TYPE_CHECKING:
@@ -19,7 +19,24 @@ if TYPE_CHECKING:
     from vu_core import Run
 
 PIXELS_AT_ONCE = 1 << 18
-"""Of one pass through the autoencoder, whose pixels need the most memory: one picture of 512 x 512, 64 of 64 x 64."""
+"""Of one pass through the autoencoder, whose pixels need the most memory: one image of 512 x 512, 64 of 64 x 64."""
+
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers that diffusers offers for Stable Diffusion and that have a noise schedule over discrete timesteps."""
 
 
 class StableDiffusion:
@@ -78,13 +95,17 @@ class StableDiffusion:
     def prepare(self, examples: Examples, run: Run) -> Examples:
         """Return the table with the columns ``latent_mean`` and ``latent_std``, ``(N, C, h, w)`` float32 on the CPU.
 
-        Pictures are encoded once; crop and flip draw once per picture. Tables without pictures, tables that are
-        encoded already, and those whose pictures change at every step (``reload``) come back as they are.
+        Images are encoded once; crop and flip draw once per image. Tables without images, tables that are
+        encoded already, and those whose images change at every step (``reload``) come back as they are. Captions that
+        are too long for the text encoder are told as an event ``warning``.
 
         Raises:
             ModelError: VU-M079 when the VAE gives numbers that are not finite.
         """
-        if examples.load is None or examples.reload or not len(examples) or "latent_mean" in examples.tensors:
+        if "latent_mean" in examples.tensors:
+            return examples
+        self._warn_of_cut_captions(examples, run)
+        if examples.load is None or examples.reload or not len(examples):
             return examples
         means: list[Tensor] = []
         stds: list[Tensor] = []
@@ -96,7 +117,7 @@ class StableDiffusion:
                 means.append(mean.cpu())
                 stds.append(std.cpu())
                 waiting = []
-                run.progress("encoding pictures", row + 1, len(examples))
+                run.progress("encoding images", row + 1, len(examples))
         return examples.with_tensors(latent_mean=torch.cat(means), latent_std=torch.cat(stds))
 
     def latents(self, batch: Batch) -> Tensor:
@@ -107,7 +128,7 @@ class StableDiffusion:
             load = batch.examples.load
             if load is None:
                 raise ModelError(
-                    "VU-M079", "These examples have no pictures.", "Use data with pictures.", where=batch.side
+                    "VU-M079", "These examples have no images.", "Use data with images.", where=batch.side
                 )
             pixels = [load(row, g) for row, g in zip(batch.rows, batch.generators("pixels"), strict=True)]
             mean, std = self._moments(torch.stack(pixels))
@@ -157,11 +178,11 @@ class StableDiffusion:
         guidance: float,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray[Any, Any]:
-        """Return pictures, uint8 ``(N, H, W, 3)``; see `vu_diffusers.sampling.sample`.
+        """Return images, uint8 ``(N, H, W, 3)``; see `vu_diffusers.sampling.sample`.
 
         Args:
-            prompts: one per picture.
-            seeds: one per picture.
+            prompts: one per image.
+            seeds: one per image.
             steps: sampling steps.
             guidance: scale w of classifier-free guidance, ``u + w (c - u)``; 1 = off.
             progress: called with (passes done, passes in all).
@@ -171,7 +192,7 @@ class StableDiffusion:
         return sample(self, prompts, seeds, steps=steps, guidance=guidance, progress=progress)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pictures ``(B, 3, H, W)`` float32 in [-1, 1] of latents that carry the scaling factor."""
+        """Return images ``(B, 3, H, W)`` float32 in [-1, 1] of latents that carry the scaling factor."""
         vae = self.network["vae"]
         return vae.decode((latents / self.scale).to(_dtype(vae)), return_dict=False)[0].float()  # type: ignore[no-any-return]
 
@@ -189,13 +210,36 @@ class StableDiffusion:
         alpha = self._alphas[timesteps.to(self.device)].reshape(-1, 1, 1, 1)  # (B, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()
 
+    def _warn_of_cut_captions(self, examples: Examples, run: Run) -> None:
+        captions = [*(examples.captions or ()), *(examples.overwrites or ())]
+        distinct = list(dict.fromkeys(captions))
+        if not distinct:
+            return
+        longest = self._longest
+        lengths = {caption: len(t) for caption, t in zip(distinct, self._ids(distinct), strict=True)}
+        cut = [caption for caption in captions if lengths[caption] > longest]
+        if cut:
+            run.emit(
+                "warning",
+                text=f"{len(cut)} of {len(captions)} captions of the {examples.side} examples are longer than the"
+                f" {longest} tokens that the model reads, and are cut there; one of {lengths[cut[0]]}: {cut[0]!r}.",
+            )
+
+    @property
+    def _longest(self) -> int:
+        return int(self.network["text_encoder"].config.max_position_embeddings)
+
+    def _ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of whole captions; transformers' own remark on long ones says less than ours."""
+        with quiet():
+            return self.tokenizer(list(captions))["input_ids"]  # type: ignore[no-any-return]
+
     def _tokens(self, captions: Sequence[str]) -> Tensor:
-        longest = int(self.network["text_encoder"].config.max_position_embeddings)
+        longest = self._longest
         ids = self.tokenizer(
             list(captions), padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
         )
-        whole = self.tokenizer(list(captions))["input_ids"]
-        for caption, tokens in zip(captions, whole, strict=True):
+        for caption, tokens in zip(captions, self._ids(captions), strict=True):
             if len(tokens) > longest:
                 warnings.warn(f"caption of {len(tokens)} tokens cut to {longest}: {caption!r}", stacklevel=3)
         return ids.input_ids.to(self.device)  # type: ignore[no-any-return]
@@ -230,25 +274,48 @@ def load_pipeline(
 
 def _words_and_schedule(place: PipelineFolder, network: nn.ModuleDict) -> tuple[Any, Any]:
     """Return tokenizer and scheduler; diffusers' pipeline class corrects settings of old schedulers."""
-    import diffusers
     from transformers import CLIPTokenizer
 
-    settings = dict(place.configs["scheduler"])
+    scheduler = _scheduler(place)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(place.root / "tokenizer"), local_files_only=True)
-        scheduler = getattr(diffusers, str(settings.get("_class_name"))).from_config(settings)
         known, expected = len(tokenizer), int(network["text_encoder"].config.vocab_size)
         if not expected // 2 < known <= expected:  # what is left of a tokenizer whose files are missing
             raise ValueError(f"the tokenizer knows {known} tokens, the text encoder {expected}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except DAMAGE as error:
         raise ModelError(
             "VU-M072",
-            f"Tokenizer or scheduler of {str(place.root)!r} cannot be read: {error}.",
+            f"The tokenizer of {str(place.root)!r} cannot be read: {cause_of(error)}.",
             "Copy or download the model again.",
-            where=str(place.root),
+            where=str(place.root / "tokenizer"),
         ) from error
     pipeline = as_pipeline(network, tokenizer, scheduler)
     return pipeline.tokenizer, pipeline.scheduler
+
+
+def _scheduler(place: PipelineFolder) -> Any:
+    """Return the scheduler. Raises: ModelError VU-M072 for one that cannot be made or has no noise schedule."""
+    import diffusers
+
+    settings = place.configs["scheduler"]
+    name = str(settings.get("_class_name"))
+    kind = getattr(diffusers, name, None)
+    try:
+        if not name.endswith("Scheduler") or not hasattr(kind, "from_config"):
+            raise ValueError("diffusers has no such scheduler")
+        scheduler = kind.from_config(dict(settings))
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError("it has no noise schedule of the kind that Stable Diffusion is trained with")
+    except (ImportError, *DAMAGE) as error:
+        cause = cause_of(error)
+        raise ModelError(
+            "VU-M072",
+            f"The scheduler {name} of {str(place.root)!r} cannot be used: {cause}.",
+            f"Supported are {', '.join(SCHEDULERS)}, with the beta_schedule linear, scaled_linear or squaredcos_cap_v2."
+            " Repair the file, or copy or download the model again.",
+            where=str(place.root / CONFIGS["scheduler"]),
+        ) from error
+    return scheduler
 
 
 def as_pipeline(network: nn.ModuleDict, tokenizer: Any, scheduler: Any) -> Any:
@@ -276,7 +343,20 @@ def not_finite(what: str, dtype: torch.dtype) -> ModelError:
     )
 
 
+DAMAGE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What the libraries raise on values in a configuration that they did not expect."""
+
+
+def cause_of(error: Exception) -> str:
+    """Return what a library says went wrong, in one line of at most 300 characters."""
+    line = " ".join(str(error).split())
+    named = line if " " in line else f"{type(error).__name__} {line}".strip()
+    return named[:300].removesuffix(".")
+
+
 def _load(kind: Any, place: PipelineFolder, part: str, dtype: torch.dtype) -> nn.Module:
+    from huggingface_hub.errors import StrictDataclassError
+
     precision = {"torch_dtype": dtype} if part != "text_encoder" else {"dtype": dtype}
     try:
         network, report = kind.from_pretrained(
@@ -289,8 +369,8 @@ def _load(kind: Any, place: PipelineFolder, part: str, dtype: torch.dtype) -> nn
             output_loading_info=True,
             **precision,
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise _damaged(place, part, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    except (StrictDataclassError, *DAMAGE) as error:
+        raise _damaged(place, part, cause_of(error)) from error
     missing = sorted(report["missing_keys"])
     mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
     if missing or mismatched:  # the libraries would go on with random numbers there

@@ -18,7 +18,7 @@ def tiny_pipeline(
 ) -> Path:
     """Write a randomly initialised Stable Diffusion pipeline and return its folder.
 
-    Pictures have 32 x 32 pixels, latents 4 x 8 x 8. ``epsilon`` looks like Stable Diffusion 1.x (PNDM, projections by
+    Images have 32 x 32 pixels, latents 4 x 8 x 8. ``epsilon`` looks like Stable Diffusion 1.x (PNDM, projections by
     convolution), ``v_prediction`` like 2.x (DDIM, linear projections). The tokenizer reads letter by letter.
 
     Args:

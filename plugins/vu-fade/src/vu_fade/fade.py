@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import attrs
 import torch
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vu_core import Batch, ConfigError, Denoiser, Edit, ForgetRetain, Model, Run, Source, Theta, setting
-from vu_core.training import Training, fit
+from vu_core.training import Training, fit, is_finished
 from vu_fade.settled import settled
-from vu_fade.teacher_bank import ANSWER, with_teacher_bank
+from vu_fade.teacher_bank import ANSWER, TeacherBank
 
 FADE_SOURCE = Source(
     "FADE / SPARE: self-distillation unlearning with sparse and elastic LoRA, 2026 (v1 FADE, v2 SPARE)",
@@ -43,7 +43,7 @@ class FadeConfig:
     )
     retain_sampling: str = setting(
         "cycle",
-        help="cycle: every retain example once per pass; with_replacement: independent draws, as in the released code",
+        help="cycle: every retain example once per pass; with_replacement: drawn anew at each step, as released",
         choices=("cycle", "with_replacement"),
     )
 
@@ -79,8 +79,9 @@ class Fade:
         arXiv 2602.07058, v1 "FADE", v2 "SPARE"; the equations follow the released code.
 
     Deviates:
-        Gradients are really clipped (the released code clips an exhausted iterator); retain examples cycle without
-        replacement (``retain_sampling``); teacher and student each see both sides as one batch.
+        Gradients are really clipped (the released code clips an exhausted iterator); retain examples cycle (there:
+        each step draws a batch of different ones anew, ``retain_sampling = "with_replacement"``); teacher and student
+        each see both sides as one batch.
     """
 
     Config: ClassVar[type[FadeConfig]] = FadeConfig
@@ -121,7 +122,34 @@ def timestep_range(model: Model, config: FadeConfig) -> tuple[int, int]:
     return low, high
 
 
-def distil(model: Model, data: ForgetRetain, run: Run, theta: Theta, config: FadeConfig, **facts: Any) -> Edit:
+class TimestepSampler(Protocol):
+    """Draws timesteps: what a method of another plugin hands to `distil` to train on those that matter more."""
+
+    def __call__(self, n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
+        """Return ``(n,)`` int64 from ``low .. high - 1``, with no other randomness than that of the generator."""
+        ...
+
+
+def uniform_timesteps(n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
+    """Draw every timestep with equal probability, as the paper does.
+
+    Example:
+        >>> uniform_timesteps(2, 5, 6, torch.Generator())
+        tensor([5, 5])
+    """
+    return torch.randint(low, high, (n,), generator=generator)
+
+
+def distil(
+    model: Model,
+    data: ForgetRetain,
+    run: Run,
+    theta: Theta,
+    config: FadeConfig,
+    *,
+    timestep_sampler: TimestepSampler = uniform_timesteps,
+    **facts: Any,
+) -> Edit:
     """Fit ``theta`` to the objective of FADE, take it off the model and return the edit.
 
     Args:
@@ -130,13 +158,16 @@ def distil(model: Model, data: ForgetRetain, run: Run, theta: Theta, config: Fad
         run: the run.
         theta: what is trained.
         config: settings of the objective.
+        timestep_sampler: how timesteps are drawn; asked once per example with a generator of its own.
         facts: JSON values to keep with the edit; the number of tuned parameters is added.
     """
     try:
-        losses = Distillation.of(model, theta, config)
-        if config.teacher_bank:
-            data, run = with_teacher_bank(losses, data, run, config.teacher_bank)
-        fit(theta, losses, data, run, name="main")
+        losses = Distillation.of(model, theta, config, timestep_sampler)
+        tables = data
+        if config.teacher_bank and not is_finished(run, "main"):
+            bank = TeacherBank(losses, config.teacher_bank, apart=config.split_backward)
+            tables, run = bank.fill(data, run)
+        fit(theta, losses, tables, run, name="main", regularizer_data=data)
         tuned = sum(p.numel() for p in theta.parameters())
         edit = theta.edit()
         return attrs.evolve(edit, facts={**edit.facts, **facts, "tuned_parameters": tuned})
@@ -167,7 +198,7 @@ class Distillation:
 
     Args:
         model: the denoiser; theta: its trainable change; config: settings.
-        low, high: timesteps are drawn from ``low .. high - 1``.
+        low, high: timesteps are drawn from ``low .. high - 1``; timestep_sampler: how.
     """
 
     model: Denoiser
@@ -175,11 +206,18 @@ class Distillation:
     config: FadeConfig
     low: int
     high: int
+    timestep_sampler: TimestepSampler = uniform_timesteps
 
     @classmethod
-    def of(cls, model: Model, theta: Theta, config: FadeConfig) -> Distillation:
+    def of(
+        cls,
+        model: Model,
+        theta: Theta,
+        config: FadeConfig,
+        timestep_sampler: TimestepSampler = uniform_timesteps,
+    ) -> Distillation:
         """Make the losses for a model."""
-        return cls(cast(Denoiser, model), theta, config, *timestep_range(model, config))
+        return cls(cast(Denoiser, model), theta, config, *timestep_range(model, config), timestep_sampler)
 
     def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Return ``forget``: L_f and ``retain``: L_r, those that were asked for, as float32 scalars."""
@@ -198,16 +236,25 @@ class Distillation:
     def ask(self, batch: Batch) -> Question:
         """Draw noise and timesteps for the rows of one side."""
         if batch.side == "retain" and self.config.retain_sampling == "with_replacement":
-            rows = batch.integers("row", 0, len(batch.examples)).tolist()
-            batch = attrs.evolve(batch, rows=tuple(rows))
+            batch = attrs.evolve(batch, rows=_drawn_anew(batch))
         if ANSWER in batch:
             return Question(batch["noisy"], batch["timestep"], batch.captions, batch.overwrites, answer=batch[ANSWER])
         z = self.model.latents(batch)  # (B, C, h, w)
         n = batch.normal("noise", z.shape[1:])  # (B, C, h, w)
         if self.config.noise_offset:
             n = n + self.config.noise_offset * batch.normal("noise-offset", (z.shape[1], 1, 1))
-        t = batch.integers("timestep", self.low, self.high)  # (B,)
+        t = self._timesteps(batch)  # (B,)
         return Question(self.model.add_noise(z, n.to(z.dtype), t), t, batch.captions, batch.overwrites)
+
+    def _timesteps(self, batch: Batch) -> Tensor:
+        drawn = [self.timestep_sampler(1, self.low, self.high, g) for g in batch.generators("timestep")]
+        t = torch.cat(drawn)  # (B,)
+        if t.shape != (len(batch),) or t.dtype != torch.int64 or not bool(((t >= self.low) & (t < self.high)).all()):
+            raise ValueError(
+                f"a timestep_sampler must return n int64 numbers from {self.low} to {self.high - 1}, "
+                f"but returned {t.tolist()} ({t.dtype}) for {len(batch)} examples"
+            )
+        return t.to(batch.device)
 
     def teach(self, questions: Mapping[str, Question]) -> dict[str, Tensor]:
         """Return the answers of the untouched model per side, without gradient: one pass, or none with a bank."""
@@ -224,3 +271,18 @@ class Distillation:
         c = self.model.embed([caption for side in questions for caption in captions[side]])
         parts = torch.split(self.model.predict(z_t, t, c), [len(q.timesteps) for q in questions.values()])
         return dict(zip(questions, parts, strict=True))
+
+
+def _drawn_anew(batch: Batch) -> tuple[int, ...]:
+    """Return rows as a fresh iterator per step gives them: all different within a step, independent between steps.
+
+    Row ``i`` is at place ``p_i mod N`` of a permutation of the ``N`` rows that belongs to (step, ``p_i div N``), where
+    ``p_i`` is its place in the global batch; portions and processes of a step share the permutation.
+    """
+    n = len(batch.examples)
+    passes = {position // n for position in batch.positions}
+    orders = {
+        index: torch.randperm(n, generator=batch.draws.generator("row", batch.side, batch.step, index)).tolist()
+        for index in passes
+    }
+    return tuple(orders[position // n][position % n] for position in batch.positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -25,7 +25,9 @@ class FadeSparseModuleConfig(FadeConfig):
 class FadeSparseModule:
     """Train FADE's objective on the modules with the highest mean attribution only.
 
-    The candidates are the weights that the run's parameters may train. With the scores S of the run's attribution::
+    The candidates are the weights of linear maps, convolutions and embeddings that the run's parameters may train;
+    biases and norms are none and keep their values, also with the parameters ``full``. With the scores S of the run's
+    attribution::
 
         s(module) = mean(S of its weight)        k = max(1, floor(p * N))
 
@@ -67,8 +69,7 @@ class FadeSparseModule:
         """
         timestep_range(model, self.config)  # an error must come before the attribution, which takes long
         p = self.config.sparsity_inclusiveness
-        weights = [name for name in run.candidates(model) if name.endswith(".weight")]
-        scores = run.attribute(model, data, candidates=weights)
+        scores = run.attribute(model, data, candidates=module_weights(model, run.candidates(model)))
         selected = top_modules(scores, p)
         run.emit("note", text=f"{len(selected)} of {len(scores)} modules are tuned (p = {p:g}).")
         facts = {
@@ -77,6 +78,14 @@ class FadeSparseModule:
             "selected_modules": [module_of(name) for name in selected],
         }
         return distil(model, data, run, run.parameterise(model, targets=selected), self.config, **facts)
+
+
+def module_weights(model: Model, candidates: Collection[str]) -> list[str]:
+    """Return the candidates that are weights of a map: tensors called ``weight`` with inputs and outputs.
+
+    Biases have another name, and the weight of a norm has one dimension.
+    """
+    return [name for name in candidates if name.endswith(".weight") and model.network.get_parameter(name).dim() > 1]
 
 
 def top_modules(scores: Mapping[str, Tensor], p: float) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class FadeSparseWeight:
     source: ClassVar[Source] = FADE_SOURCE
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": FADE_WEIGHTING,
-        "parameters": {"name": "masked-lora", "rank": 4, "alpha": 4.0},
+        "parameters": {"name": "masked-lora", "rank": 4, "alpha": 4.0, "targets": ("to_k", "to_q", "to_v")},
         "attribution": {"name": "saliency"},
     }
 

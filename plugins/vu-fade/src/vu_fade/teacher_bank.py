@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vu_core import Batch, Examples, ForgetRetain, Run, torch_dtype
-from vu_core.training import total_steps
+from vu_core.training import calls_per_step, total_steps
+from vu_core.training.processes import processes
 
 if TYPE_CHECKING:
     from vu_fade.fade import Question
@@ -32,44 +33,83 @@ class Teacher(Protocol):
         ...
 
 
-def with_teacher_bank(teacher: Teacher, data: ForgetRetain, run: Run, draws: int) -> tuple[ForgetRetain, Run]:
-    """Replace both train tables by ``draws`` rows that hold noisy latents, timestep and the teacher's answer.
+@attrs.frozen
+class TeacherBank:
+    """Answers of the frozen teacher that never go stale; only the variety of noise and timesteps is limited.
 
-    The teacher is frozen, so its answers never go stale; only the variety of noise and timesteps is limited to
-    ``draws`` per side. A fresh teacher answers ``2 * steps * batch`` questions, a bank ``2 * draws``. Rows of the
-    original table are used in turn, each pass in another order. The number of steps stays what the original tables
-    would give.
+    A fresh teacher answers ``steps * batch`` questions per side, a bank ``draws`` (and up to a batch more, see below),
+    for the sides that the weighting uses.
+
+    The student of an untouched adapter must give the stored answers, so that the first retain gradient is zero: a
+    weighting that normalises gradients would blow the rounding noise of another kernel up to full size. So the teacher
+    is asked as the student will be: the same sides in one pass, in the same order, in portions of the same size (the
+    last one is filled up with the first draws, and what is too many is dropped), in the same precision. Within a
+    portion training draws the rows in another order, and the last portion of a step is smaller where ``batch_size``
+    times ``accumulation`` exceeds ``draws`` and ``batch_size`` does not divide it: there, and under another number of
+    threads, equality rests on the kernels, which may round a row differently.
 
     Args:
         teacher: the objective.
-        data: as handed to the method.
-        run: as handed to the method.
-        draws: rows of the new tables, at least 1.
-
-    Returns:
-        The data with both train tables replaced, and the run with the number of steps spelled out.
+        draws: rows per side, at least 1.
+        apart: the objective asks one side at a time even when it is handed both.
     """
-    training = run.training
-    if training is None:
-        raise RuntimeError("a method with a teacher bank needs run.training")
-    tables: dict[str, Examples] = {table.side: table for table in (data.forget, data.retain) if len(table)}
-    rows = {side: _rows(table, run, draws) for side, table in tables.items()}
-    chunks: dict[str, list[Question]] = {side: [] for side in tables}
-    # Portions as large as those of the training steps, computed as `fit` computes: then an untouched student gives the
-    # stored answers bit for bit.
-    size = min(training.batch_size, draws)
-    for first in range(0, draws, size):
-        places = tuple(range(first, min(first + size, draws)))
+
+    teacher: Teacher
+    draws: int
+    apart: bool = False
+
+    def fill(self, data: ForgetRetain, run: Run) -> tuple[ForgetRetain, Run]:
+        """Replace the train tables of the sides in use by ``draws`` rows: noisy latents, timestep and answer.
+
+        Rows of the original table are used in turn, each pass in another order. The number of steps stays what the
+        original tables would give.
+
+        Args:
+            data: as handed to the method.
+            run: as handed to the method.
+
+        Returns:
+            The data with the tables replaced, and the run with the number of steps spelled out.
+        """
+        training = run.training
+        if training is None:
+            raise RuntimeError("a method with a teacher bank needs run.training")
+        steps = total_steps(data, run)
+        calls = calls_per_step(data, run)
+        groups = [(side,) for call in calls for side in call] if self.apart else calls
+        tables: dict[str, Examples] = {"forget": data.forget, "retain": data.retain}
+        rows = {side: _rows(tables[side], run, self.draws) for group in groups for side in group}
+        chunks: dict[str, list[Question]] = {side: [] for side in rows}
+        size = min(training.batch_size, self.draws)
+        for first in range(0, self.draws, size):
+            places = tuple(place % self.draws for place in range(first, first + size))
+            wanted = min(size, self.draws - first)
+            for group in groups:
+                batches = {side: _batch(tables[side], rows[side], places, run) for side in group}
+                for side, answered in self._answered(batches, run, wanted).items():
+                    chunks[side].append(answered)
+            if processes(torch.device(run.device)).first:
+                run.progress("teacher bank", first + wanted, self.draws)
+        banks = {side: _bank(tables[side], answered) for side, answered in chunks.items()}
+        spelled = attrs.evolve(training, steps=steps, epochs=None)
+        return attrs.evolve(data, **banks), attrs.evolve(run, training=spelled)
+
+    def _answered(self, batches: Mapping[str, Batch], run: Run, wanted: int) -> dict[str, Question]:
+        """Ask and answer as `fit` computes, and keep the first ``wanted`` rows."""
         with _as_in_training(run):
-            questions = {side: teacher.ask(_batch(table, rows[side], places, run)) for side, table in tables.items()}
-            answers = teacher.teach(questions)
-        for side, question in questions.items():
-            chunks[side].append(attrs.evolve(question, answer=answers[side]))
-        run.progress("teacher bank", places[-1] + 1, draws)
-    steps = total_steps(data, run)
-    return (
-        attrs.evolve(data, **{side: _bank(table, chunks[side]) for side, table in tables.items()}),
-        attrs.evolve(run, training=attrs.evolve(training, steps=steps, epochs=None)),
+            questions = {side: self.teacher.ask(batch) for side, batch in batches.items()}
+            answers = self.teacher.teach(questions)
+        return {side: _first(question, answers[side], wanted) for side, question in questions.items()}
+
+
+def _first(question: Question, answer: Tensor, wanted: int) -> Question:
+    return attrs.evolve(
+        question,
+        noisy=question.noisy[:wanted],
+        timesteps=question.timesteps[:wanted],
+        captions=question.captions[:wanted],
+        overwrites=question.overwrites[:wanted],
+        answer=answer[:wanted],
     )
 
 
@@ -92,7 +132,7 @@ def _as_in_training(run: Run) -> torch.autocast:
     return torch.autocast(device, torch_dtype(run.precision), enabled=half, cache_enabled=False)
 
 
-def _bank(examples: Examples, chunks: list[Question]) -> Examples:
+def _bank(examples: Examples, chunks: Sequence[Question]) -> Examples:
     """Return the answered questions as a table."""
     overwrites = tuple(caption for chunk in chunks for caption in chunk.overwrites)
     return Examples(

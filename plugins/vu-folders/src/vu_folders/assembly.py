@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
+
 from vu_core import Evaluation, EvaluationItem, Examples, ForgetRetain, Manifest, Selection, Side, Split
 from vu_folders.pictures import read_picture
-from vu_folders.rows import Row, Sides
+from vu_folders.rows import Row, Sides, by_folder, divide, with_overwrites
 from vu_folders.settings import PictureSettings
 
 if TYPE_CHECKING:
@@ -18,33 +20,99 @@ METRICS = ("edit-size", "denoising-gap")
 """Asked when nothing is said: nobody judges what is on a stranger's pictures."""
 
 
-def manifest(
-    name: str, ref: str, sides: Sides, axes: Mapping[str, tuple[str, ...]], settings: PictureSettings
-) -> Manifest:
-    """Describe the data that a run will see."""
-    items = len({row.caption for side in ("forget", "retain") for row in sides.asked("held-out", side)})
-    limits = {"max_forget": settings.max_forget, "max_retain": settings.max_retain}
-    limited = ", ".join(f"{key} = {limit}" for key, limit in limits.items() if limit)
-    split = (
-        f"per side by the hash of the file's bytes: {settings.held_out:g} held out, {settings.validation:g} for"
-        " validation, at least one each unless 0, the rest to train on" + (f" ({limited})" if limited else "")
-    )
-    counts = {**sides.counts(), "evaluation/items": items}
-    return Manifest(name=name, ref=ref, digest=sides.digest, counts=counts, split=split, axes=axes)
+@attrs.frozen
+class Pictures:
+    """The pictures of a selection: what both kinds of data make of them.
 
+    Args:
+        selection: what was asked; forget, retain: the rows of either side, before they are split.
+        axes: the values of every axis; settings: how pictures are read and split.
+    """
 
-def training_data(
-    sides: Sides, axes: Mapping[str, tuple[str, ...]], settings: PictureSettings, resolution: int
-) -> ForgetRetain:
-    """Return train and validation examples; only training pictures are cropped at random and flipped."""
-    size = settings.resolution or resolution
+    selection: Selection
+    forget: tuple[Row, ...]
+    retain: tuple[Row, ...]
+    axes: Mapping[str, tuple[str, ...]]
+    settings: PictureSettings
 
-    def table(split: Split, side: Side) -> Examples:
-        return examples(sides.parts[split, side], side, axes, size, settings if split == "train" else None)
+    def noted(self, overwrites_named: bool, notes: Sequence[str] = ()) -> Selection:
+        """Return the selection with notes on what its overwrite captions are. Raises: DataError VU-D074."""
+        done = with_overwrites(self.forget, self.selection, self.settings)
+        own = sum(bool(row.overwrite) for row in self.forget)
+        notes = list(notes)
+        if own and overwrites_named:
+            notes.append(f"{own} of {len(done)} forget pictures have their own overwrite caption; it comes first.")
+        # A caption of one's own is rarely written like the template, so more than the concept would differ.
+        made = [row for row, asked in zip(done, self.forget, strict=True) if not asked.overwrite and not by_folder(row)]
+        for caption in dict.fromkeys(row.overwrite for row in made):
+            count = sum(row.overwrite == caption for row in made)
+            notes.append(
+                f"The overwrite caption of {count} of {len(done)} forget pictures is {caption!r} "
+                "(data.caption_template), although they have captions of their own."
+            )
+        if not self.retain:
+            notes.append("Every picture is to be forgotten: nothing is left to retain.")
+        return attrs.evolve(self.selection, notes=tuple(notes))
 
-    return ForgetRetain(
-        table("train", "forget"), table("train", "retain"), table("validation", "forget"), table("validation", "retain")
-    )
+    def sides(self) -> Sides:
+        """Return the rows by split and side. Raises: DataError VU-D074, VU-D076."""
+        return divide(with_overwrites(self.forget, self.selection, self.settings), self.retain, self.settings)
+
+    def manifest(self, name: str, ref: str) -> Manifest:
+        """Describe the data that a run will see."""
+        sides, settings = self.sides(), self.settings
+        items = len({row.caption for side in ("forget", "retain") for row in sides.asked("held-out", side)})
+        limits = {"max_forget": settings.max_forget, "max_retain": settings.max_retain}
+        limited = ", ".join(f"{key} = {limit}" for key, limit in limits.items() if limit)
+        split = (
+            f"per side by the hash of the file's bytes: {settings.held_out:g} held out, {settings.validation:g} for"
+            " validation, at least one each unless 0, the rest to train on" + (f" ({limited})" if limited else "")
+        )
+        counts = {**sides.counts(), "evaluation/items": items}
+        return Manifest(name=name, ref=ref, digest=sides.digest, counts=counts, split=split, axes=self.axes)
+
+    def build(self, resolution: int) -> ForgetRetain:
+        """Return train and validation examples; only training pictures are cropped at random and flipped."""
+        sides, size = self.sides(), self.settings.resolution or resolution
+
+        def table(split: Split, side: Side) -> Examples:
+            augment = self.settings if split == "train" else None
+            return examples(sides.parts[split, side], side, self.axes, size, augment)
+
+        return ForgetRetain(
+            table("train", "forget"),
+            table("train", "retain"),
+            table("validation", "forget"),
+            table("validation", "retain"),
+        )
+
+    def evaluation(self, resolution: int, *, split: Split, seeds: Sequence[int], samples: int) -> Evaluation:
+        """Return what `measure` asks: the captions of the part with every seed, and the pictures themselves.
+
+        Without pictures in the part (its fraction is 0) the captions of the training pictures are asked and no examples
+        are given. Half of the ``samples``, rounded up, show what was to be forgotten.
+        """
+        sides, size = self.sides(), self.settings.resolution or resolution
+        asked: dict[Side, list[EvaluationItem]] = {}
+        for side in ("forget", "retain"):
+            rows = sides.asked(split, side)
+            shown = {row.caption: row for row in reversed(rows)}  # one item per caption, in the order of the rows
+            prompts = [shown[caption] for caption in dict.fromkeys(row.caption for row in rows)]
+            asked[side] = [
+                EvaluationItem(row.caption, seed, dict(row.labels), side == "forget")
+                for row in prompts
+                for seed in seeds
+            ]
+        unseen = {side: sides.parts[split, side] for side in asked}
+        tables = tuple(examples(rows, side, self.axes, size, None) for side, rows in unseen.items())
+        return Evaluation(
+            split=split,
+            items=(*asked["forget"], *asked["retain"]),
+            axes=self.axes,
+            examples=(tables[0], tables[1]) if all(unseen.values()) else None,
+            samples=_samples(asked["forget"], asked["retain"], len(seeds), samples),
+            concepts=self.selection.concepts,
+        )
 
 
 def examples(
@@ -71,41 +139,6 @@ def _loader(
         return read_picture(rows[row].path, size, random_crop=random_crop, flip=flip, generator=generator)
 
     return load
-
-
-def evaluation(
-    sides: Sides,
-    selection: Selection,
-    axes: Mapping[str, tuple[str, ...]],
-    size: int,
-    *,
-    split: Split,
-    seeds: Sequence[int],
-    samples: int,
-) -> Evaluation:
-    """Return what `measure` asks: the captions of the part's pictures with every seed, and the pictures themselves.
-
-    Without pictures in the part (its fraction is 0) the captions of the training pictures are asked and no examples are
-    given. Half of the ``samples``, rounded up, show what was to be forgotten.
-    """
-    asked: dict[Side, list[EvaluationItem]] = {}
-    for side in ("forget", "retain"):
-        rows = sides.asked(split, side)
-        shown = {row.caption: row for row in reversed(rows)}  # one item per caption, in the order of the rows
-        prompts = [shown[caption] for caption in dict.fromkeys(row.caption for row in rows)]
-        asked[side] = [
-            EvaluationItem(row.caption, seed, dict(row.labels), side == "forget") for row in prompts for seed in seeds
-        ]
-    unseen = {side: sides.parts[split, side] for side in asked}
-    tables = tuple(examples(rows, side, axes, size, None) for side, rows in unseen.items())
-    return Evaluation(
-        split=split,
-        items=(*asked["forget"], *asked["retain"]),
-        axes=axes,
-        examples=(tables[0], tables[1]) if all(unseen.values()) else None,
-        samples=_samples(asked["forget"], asked["retain"], len(seeds), samples),
-        concepts=selection.concepts,
-    )
 
 
 def _samples(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +16,7 @@ from vu_core import DataError, Evaluation, ForgetRetain, Manifest, Selection, So
 from vu_folders import assembly
 from vu_folders.columns import read_entry, read_text
 from vu_folders.grammar import offer, read_concepts
-from vu_folders.rows import PICTURE_SUFFIXES, Row, Sides, caption_of, divide, fingerprinted, with_overwrites
+from vu_folders.rows import PICTURE_SUFFIXES, Row, axes_of, caption_of, fingerprinted
 from vu_folders.settings import PictureSettings
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 METADATA = "metadata.jsonl"
 FORGET = "forget"
+_ENTRIES = 10_000  # names that `recognises` looks at
 
 
 @attrs.frozen
@@ -56,12 +59,16 @@ class ImageFolder:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Tell whether ``path`` is a folder with pictures or a ``metadata.jsonl``, at most one folder down."""
+        """Tell whether ``path`` is a folder with a picture or a ``metadata.jsonl`` at any depth.
+
+        Of a large folder only the first entries are looked at, level by level.
+        """
         if not path.is_dir():
             return False
-        near = (path, *sorted(entry for entry in path.iterdir() if entry.is_dir()))
-        names = (entry.name for place in near for entry in place.iterdir())
-        return any(name == METADATA or Path(name).suffix.lower() in PICTURE_SUFFIXES for name in names)
+        return any(
+            entry.name == METADATA or entry.suffix.lower() in PICTURE_SUFFIXES
+            for entry in islice(_below(path), _ENTRIES)
+        )
 
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
         """Understand ``--forget`` and ``--overwrite``.
@@ -82,30 +89,21 @@ class ImageFolder:
                 where="data.forget",
             )
         selection = Selection(read_concepts(forget, overwrite, self._axes))
-        chosen, rest = self._sides_of(selection)
-        own = sum(bool(row.overwrite) for row in chosen)
-        if own and overwrite:
-            notes.append(f"{own} of {len(chosen)} forget pictures have their own overwrite caption; it comes first.")
-        if not rest:
-            notes.append("Every picture is to be forgotten: nothing is left to retain.")
-        with_overwrites(chosen, selection, self.config)
-        return attrs.evolve(selection, notes=tuple(notes))
+        return self._pictures(selection).noted(bool(overwrite), notes)
 
     def manifest(self, selection: Selection) -> Manifest:
         """Describe the data that a run will see. Raises: DataError VU-D070 to VU-D076."""
-        return assembly.manifest("imagefolder", self.ref, self._divide(selection), self._axes, self.config)
+        return self._pictures(selection).manifest("imagefolder", self.ref)
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return assembly.training_data(self._divide(selection), self._axes, self.config, resolution)
+        return self._pictures(selection).build(resolution)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
     ) -> Evaluation:
-        """Return captions and pictures of ``split``; see `vu_folders.assembly.evaluation`."""
-        size = self.config.resolution or resolution
-        sides = self._divide(selection)
-        return assembly.evaluation(sides, selection, self._axes, size, split=split, seeds=seeds, samples=samples)
+        """Return captions and pictures of ``split``; see `vu_folders.assembly.Pictures.evaluation`."""
+        return self._pictures(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
@@ -129,10 +127,9 @@ class ImageFolder:
 
     @cached_property
     def _axes(self) -> Mapping[str, tuple[str, ...]]:
-        names = dict.fromkeys(axis for row in self._rows for axis in row.labels)
-        return {axis: tuple(sorted({row.labels[axis] for row in self._rows if axis in row.labels})) for axis in names}
+        return axes_of(self._rows)
 
-    def _sides_of(self, selection: Selection) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    def _pictures(self, selection: Selection) -> assembly.Pictures:
         def chosen(row: Row) -> bool:
             return any(all(row.labels.get(a) == v for a, v in c.labels.items()) for c in selection.concepts)
 
@@ -144,11 +141,8 @@ class ImageFolder:
                 f"Name something that exists: {offer(self._axes)}.",
                 where="data.forget",
             )
-        return forget, tuple(row for row in self._rows if not chosen(row))
-
-    def _divide(self, selection: Selection) -> Sides:
-        forget, retain = self._sides_of(selection)
-        return divide(with_overwrites(forget, selection, self.config), retain, self.config)
+        retain = tuple(row for row in self._rows if not chosen(row))
+        return assembly.Pictures(selection, forget, retain, self._axes, self.config)
 
     def _collect(self, folder: Path, root: Path) -> Iterator[Row]:
         """Yield the rows of a folder and of those below it, in the order of their names."""
@@ -178,7 +172,7 @@ class ImageFolder:
     def _listed(self, folder: Path, root: Path) -> Iterator[Row]:
         listing = folder / METADATA
         seen = set()
-        for number, line in enumerate(read_text(listing).splitlines(), start=1):
+        for number, line in enumerate(read_text(listing).split("\n"), start=1):
             if not line.strip():
                 continue
             where = f"{listing}:{number}"
@@ -197,6 +191,21 @@ class ImageFolder:
                     "Add a line for it, or take the picture away.",
                     where=str(listing),
                 )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield what lies under a folder, level by level, without hidden names and folders that cannot be read."""
+    level = [folder]
+    while level:
+        deeper: list[Path] = []
+        for place in level:
+            with suppress(OSError):
+                for entry in place.iterdir():
+                    if not entry.name.startswith("."):
+                        yield entry
+                        if entry.is_dir():
+                            deeper.append(entry)
+        level = deeper
 
 
 def _parse(line: str, where: str) -> Any:

@@ -14,7 +14,7 @@ from vu_core import DataError, Evaluation, ForgetRetain, Manifest, Selection, So
 from vu_folders import assembly
 from vu_folders.columns import read_entry, read_text
 from vu_folders.grammar import read_concepts
-from vu_folders.rows import Row, Sides, divide, fingerprinted, with_overwrites
+from vu_folders.rows import Row, axes_of, fingerprinted
 from vu_folders.settings import PictureSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Config(PictureSettings):
     """Settings of the data ``metafile``, the table ``[data]``."""
 
     base_dir: str | None = setting(
-        None, help="folder that relative file names start at; that of the metafile when absent"
+        None, help="folder that relative file names start at; that of the metafile when absent", path=True
     )
 
 
@@ -63,7 +63,7 @@ class Metafile:
         """Tell whether ``path`` is a JSON file whose first key is ``forget`` or ``retain``."""
         if path.suffix.lower() != ".json" or not path.is_file():
             return False
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             beginning = "".join(file.read(_BEGINNING).split())
         return beginning.startswith(tuple(f'{{"{side}":' for side in SIDES))
 
@@ -75,33 +75,26 @@ class Metafile:
                 with the file.
         """
         notes = [] if forget else ["Nothing was named, so the forget list of the metafile is forgotten."]
-        selection = Selection(read_concepts(forget or ["side:forget"], overwrite, {"side": ("forget",)}))
-        rows = self._rows["forget"]
-        own = sum(bool(row.overwrite) for row in rows)
-        if own and overwrite:
-            notes.append(f"{own} of {len(rows)} forget pictures have their own overwrite caption; it comes first.")
-        with_overwrites(rows, selection, self.config)
-        return attrs.evolve(selection, notes=tuple(notes))
+        selection = Selection(read_concepts(forget or ["side:forget"], overwrite, {"side": ("forget",)}, {}))
+        return self._pictures(selection).noted(bool(overwrite), notes)
 
     def manifest(self, selection: Selection) -> Manifest:
         """Describe the data that a run will see. Raises: DataError VU-D070 to VU-D076."""
-        return assembly.manifest("metafile", self.ref, self._divide(selection), self._axes, self.config)
+        return self._pictures(selection).manifest("metafile", self.ref)
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return assembly.training_data(self._divide(selection), self._axes, self.config, resolution)
+        return self._pictures(selection).build(resolution)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
     ) -> Evaluation:
-        """Return captions and pictures of ``split``; see `vu_folders.assembly.evaluation`."""
-        size = self.config.resolution or resolution
-        sides = self._divide(selection)
-        return assembly.evaluation(sides, selection, self._axes, size, split=split, seeds=seeds, samples=samples)
+        """Return captions and pictures of ``split``; see `vu_folders.assembly.Pictures.evaluation`."""
+        return self._pictures(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
 
-    def _divide(self, selection: Selection) -> Sides:
-        forget = with_overwrites(self._rows["forget"], selection, self.config)
-        return divide(forget, self._rows["retain"], self.config)
+    def _pictures(self, selection: Selection) -> assembly.Pictures:
+        forget, retain = self._rows["forget"], self._rows["retain"]
+        return assembly.Pictures(selection, forget, retain, axes_of((*forget, *retain)), self.config)
 
     @cached_property
     def _rows(self) -> Mapping[str, tuple[Row, ...]]:
@@ -115,12 +108,6 @@ class Metafile:
                 where=self.ref,
             )
         return rows
-
-    @cached_property
-    def _axes(self) -> Mapping[str, tuple[str, ...]]:
-        every = [row.labels for rows in self._rows.values() for row in rows]
-        names = dict.fromkeys(axis for labels in every for axis in labels)
-        return {axis: tuple(sorted({labels[axis] for labels in every if axis in labels})) for axis in names}
 
     def _side(self, side: str, entries: Any) -> list[Row]:
         if not isinstance(entries, list):

@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vu_folders.rows import no_picture
+from vu_folders.file_check import no_picture, refuse_deep
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import Tensor
 
-_EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-
 
 def read_picture(path: Path, size: int, *, random_crop: bool, flip: bool, generator: torch.Generator) -> Tensor:
     """Return a picture as float32 ``(3, size, size)`` in [-1, 1].
 
     The short side is resized to ``size`` (bilinear, antialiased), then a square is cut out: the middle one, or one at a
-    random place; with ``flip`` it is mirrored with probability 1/2. Pixels p become ``(p / 255 - 0.5) / 0.5``.
+    random place; with ``flip`` it is mirrored with probability 1/2. Pixels p become ``(p / 255 - 0.5) / 0.5``. Of an
+    animated picture the first frame is taken.
 
     Args:
         path: the file.
@@ -37,11 +36,10 @@ def read_picture(path: Path, size: int, *, random_crop: bool, flip: bool, genera
 
     try:
         with Image.open(path) as file:
-            if file.mode not in _EIGHT_BIT:
-                raise ValueError(f"its pixels are of mode {file.mode}; 8-bit pictures are understood")
+            refuse_deep(file)
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise no_picture(path, str(error) or type(error).__name__, str(path)) from error
+        raise no_picture(path, error, str(path)) from error
     image = _resize(image, size)
     draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     width, height = image.size

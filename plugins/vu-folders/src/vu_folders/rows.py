@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
 from vu_core import DataError, Selection, Side, Split, digest
+from vu_folders.file_check import check_picture
 from vu_folders.settings import PictureSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "held-out")
@@ -59,14 +59,12 @@ def fingerprinted(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return the rows with the hash of their files' bytes, after checking that each file is a picture.
 
     Raises:
-        DataError: VU-D070 for a missing file, VU-D073 for a file that is no picture.
+        DataError: VU-D070 for a missing file, VU-D073 for a file that is no whole 8-bit picture.
     """
     return tuple(attrs.evolve(row, content=_content(row)) for row in rows)
 
 
 def _content(row: Row) -> str:
-    from PIL import Image
-
     try:
         data = row.path.read_bytes()
     except OSError as error:
@@ -76,21 +74,17 @@ def _content(row: Row) -> str:
             "Put the file there, or correct its name; relative names start at the folder of the file that lists them.",
             where=row.where,
         ) from error
-    try:
-        Image.open(io.BytesIO(data)).verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise no_picture(row.path, str(error) or type(error).__name__, row.where) from error
+    check_picture(data, row.path, row.where)
     return hashlib.sha256(data).hexdigest()
 
 
-def no_picture(path: Path, cause: str, where: str) -> DataError:
-    """Return the error for a file that is no picture, or a damaged one."""
-    return DataError(
-        "VU-D073",
-        f"The file {str(path)!r} is no picture, or it is damaged: {cause.splitlines()[0]}.",
-        "Replace the file, or take it out of the data.",
-        where=where,
-    )
+def axes_of(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
+    """Return the values of every axis that a row has, sorted; axes in the order in which they appear."""
+    axes: dict[str, set[str]] = {}
+    for row in rows:
+        for axis, value in row.labels.items():
+            axes.setdefault(axis, set()).add(value)
+    return {axis: tuple(sorted(values)) for axis, values in axes.items()}
 
 
 def divide(forget: Sequence[Row], retain: Sequence[Row], settings: PictureSettings) -> Sides:
@@ -174,6 +168,11 @@ def _supplied(row: Row, selection: Selection, settings: PictureSettings) -> str:
         f"Give it a column {settings.overwrite_column!r}, or name one concept for all: --overwrite CONCEPT.",
         where=row.where,
     )
+
+
+def by_folder(row: Row) -> bool:
+    """Tell whether the caption of a row is made of the name of its folder, as overwrite captions are of a word."""
+    return "class" in row.labels
 
 
 def caption_of(word: str, settings: PictureSettings) -> str:

@@ -22,5 +22,5 @@ def vu_register_metrics(register: Register) -> None:
         "denoising-gap",
         "vu_metrics.denoising_gap:DenoisingGap",
         summary="how far the edited denoiser is from the untouched one on unseen forget and retain images",
-        needs=("denoise",),
+        needs=("denoise", "unseen"),
     )

@@ -35,7 +35,7 @@ from vu_metrics.accuracies import (
     mean_accuracy,
     outcomes,
 )
-from vu_metrics.intervals import bootstrap_accuracies, wilson
+from vu_metrics.intervals import interval_of_mean, newcombe, wilson
 
 RETAIN_HELP = {"ira": "other labels of the same kind", "cra": "labels of the other kinds"}
 """What the mean is over, when labels are forgotten."""
@@ -51,7 +51,6 @@ class UnlearnCanvasConfig:
     """Settings of `UnlearnCanvas`."""
 
     cra_exclude_forgotten: bool = setting(False, help="leave pictures of the forgotten concept out of CRA")
-    resamples: int = setting(1000, help="bootstrap samples behind the intervals of IRA and CRA", ge=100)
     min_ua: float = setting(0.5, help="a UA below this is reported as not forgotten", ge=0, le=1)
     max_fall: float = setting(0.15, help="a fall of IRA or CRA by more than this is reported as a collapse", ge=0, le=1)
     batch_size: int = setting(50, help="pictures generated at a time", ge=1, speed_only=True)
@@ -74,11 +73,11 @@ class UnlearnCanvas:
     labels that are forgotten themselves; ``ua[...]`` tells each concept's own UA. UA counts every picture once: one
     that shows two forgotten concepts is gone when neither is recognised. Concepts on different axes (a style and an
     object) make IRA and CRA share terms: the other objects are of the object's own kind and of the style's other kind,
-    so with two axes the two are then one number.
+    so with two axes the two are then one number, unless ``cra_exclude_forgotten`` takes pictures out of one of them.
 
-    ``n`` is the number of distinct pictures. Intervals: Wilson for UA; a percentile bootstrap for IRA and CRA, which
-    resamples each term over its pictures. Where all outcomes agree, such as all right, every resample is the same and
-    the bootstrap has no width; the interval is then Wilson's over the distinct pictures.
+    ``n`` is the number of distinct pictures. Intervals, 95 %: Wilson for UA and for each accuracy, Newcombe's method 10
+    for each paired change; those of IRA and CRA are made of the ones of their terms by MOVER. Labels are fixed, the
+    pictures of each are the sample. All of them have width also when every outcome agrees.
 
     A pair (``object:star+style:neon``) is recognised when both axes are right. Its IRA is the mean over two terms,
     pictures that share exactly the one or exactly the other label with it; its CRA is the accuracy of the pictures
@@ -96,7 +95,7 @@ class UnlearnCanvas:
         "https://arxiv.org/abs/2402.11846",
         "code",
     )
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __init__(self, config: UnlearnCanvasConfig) -> None:
         self.config = config
@@ -114,7 +113,6 @@ class UnlearnCanvas:
             "split": evaluation.split,
             "generation": dict(sorted(evaluation.generation.items())),
             "cra_exclude_forgotten": self.config.cra_exclude_forgotten,
-            "resamples": self.config.resamples,
             "libraries": library_versions("torch", "diffusers", "transformers"),
             "items": [[item.prompt, item.seed, sorted(item.labels.items())] for item in evaluation.items],
         }
@@ -182,8 +180,8 @@ class UnlearnCanvas:
         forgotten = forget_terms(evaluation.concepts, items)
         return (
             *forget_scores(forgotten, was, now, shared),
-            self._retain_score("ira", ira_terms(evaluation), was, now, shared),
-            self._retain_score("cra", cra_terms(evaluation, self.config.cra_exclude_forgotten), was, now, shared),
+            retain_score("ira", ira_terms(evaluation), was, now, shared),
+            retain_score("cra", cra_terms(evaluation, self.config.cra_exclude_forgotten), was, now, shared),
         )
 
     def doubts(self, scores: Sequence[Score]) -> Sequence[tuple[Status, str]]:
@@ -205,39 +203,35 @@ class UnlearnCanvas:
                 found.append(("retain_collapsed", f"{score.name.upper()} fell by {-100 * score.change:.0f} points."))
         return found
 
-    def _retain_score(
-        self, name: str, terms: Sequence[Term], was: Correct, now: Correct, shared: Mapping[str, Any]
-    ) -> Score:
-        """Return a mean of accuracies with its bootstrap interval."""
-        if not terms:
-            raise MeasureError(
-                "VU-S092",
-                f"{name.upper()} is a mean over what is kept, and every label that it covers was forgotten.",
-                "Forget fewer concepts in one edit, or measure with other metrics.",
-                where="data.forget",
-            )
-        outcomes_before = [outcomes(term, was) for term in terms]
-        outcomes_after = [outcomes(term, now) for term in terms]
-        interval, change = bootstrap_accuracies(
-            outcomes_before, outcomes_after, self.config.resamples, int(shared["fingerprint"][:8], 16)
+
+def retain_score(name: str, terms: Sequence[Term], was: Correct, now: Correct, shared: Mapping[str, Any]) -> Score:
+    """Return a mean of accuracies with its interval and that of its change. Raises: MeasureError without terms."""
+    if not terms:
+        raise MeasureError(
+            "VU-S092",
+            f"{name.upper()} is a mean over what is kept, and every label that it covers was forgotten.",
+            "Forget fewer concepts in one edit, or measure with other metrics.",
+            where="data.forget",
         )
-        n = len({row for term in terms for row in term.rows})
-        every = np.concatenate(outcomes_after)
-        if every.all() or not every.any():
-            interval = wilson(n if every.all() else 0, n)
-        return Score(
-            name=name,
-            before=mean_accuracy(outcomes_before),
-            after=mean_accuracy(outcomes_after),
-            direction="up",
-            n=n,
-            ci_low=interval[0],
-            ci_high=interval[1],
-            change_low=change[0],
-            change_high=change[1],
-            help=retain_help(name, terms),
-            **shared,
-        )
+    before, after = [outcomes(term, was) for term in terms], [outcomes(term, now) for term in terms]
+    rows = [term.rows for term in terms]
+    accuracies = [float(term.mean()) for term in after]
+    changes = [float(a.mean()) - float(b.mean()) for b, a in zip(before, after, strict=True)]
+    low, high = interval_of_mean(accuracies, [wilson(int(term.sum()), len(term)) for term in after], rows)
+    change = interval_of_mean(changes, [newcombe(b, a) for b, a in zip(before, after, strict=True)], rows)
+    return Score(
+        name=name,
+        before=mean_accuracy(before),
+        after=mean_accuracy(after),
+        direction="up",
+        n=len({row for term in rows for row in term}),
+        ci_low=max(0.0, low),
+        ci_high=min(1.0, high),
+        change_low=max(-1.0, change[0]),
+        change_high=min(1.0, change[1]),
+        help=retain_help(name, terms),
+        **shared,
+    )
 
 
 def retain_help(name: str, terms: Sequence[Term]) -> str:
@@ -253,6 +247,7 @@ def forget_scores(terms: Sequence[Term], was: Correct, now: Correct, shared: Map
     yield ua_score("ua", before, after, shared)
     n, recognised = len(after), int(after.sum())
     low, high = wilson(recognised, n)
+    change = newcombe(before, after)
     yield Score(
         name="forget_accuracy",
         before=float(before.mean()),
@@ -261,6 +256,8 @@ def forget_scores(terms: Sequence[Term], was: Correct, now: Correct, shared: Map
         n=n,
         ci_low=low,
         ci_high=high,
+        change_low=change[0],
+        change_high=change[1],
         help="how often the forgotten concept is still recognised; 100 % - UA",
         **shared,
     )
@@ -279,9 +276,10 @@ def recognised_per_picture(terms: Sequence[Term], correct: Correct) -> Outcomes:
 
 
 def ua_score(name: str, before: Outcomes, after: Outcomes, shared: Mapping[str, Any]) -> Score:
-    """Return the share of pictures on which the concept is not recognised, with its Wilson interval."""
+    """Return the share of pictures on which the concept is not recognised, with its interval and that of its change."""
     n, gone = len(after), int((~after).sum())
     low, high = wilson(gone, n)
+    change = newcombe(~before, ~after)
     return Score(
         name=name,
         before=float((~before).mean()),
@@ -290,6 +288,8 @@ def ua_score(name: str, before: Outcomes, after: Outcomes, shared: Mapping[str, 
         n=n,
         ci_low=low,
         ci_high=high,
+        change_low=change[0],
+        change_high=change[1],
         help="unlearning accuracy: how often the forgotten concept is not recognised any more",
         **shared,
     )

@@ -19,6 +19,7 @@ from vu_core import (
     did_you_mean,
     digest,
     setting,
+    together,
 )
 from vu_core.training import Training
 
@@ -93,6 +94,7 @@ class DataConfig:
     crop: Literal["center", "random"] = setting("center", help="which part")
     limits: tuple[int, ...] = setting((1, 2), help="some numbers", ge=0)
     shares: Mapping[str, float] = setting(help="a table of numbers", factory=dict)
+    base: str | None = setting(None, help="a folder", path=True)
 
 
 class ToyData:
@@ -108,16 +110,22 @@ class ToyData:
         return path.suffix == ".csv"
 
     def parse(self, forget, overwrite):
-        for text in forget or ("style:neon",):
-            axis, _, value = text.partition(":")
-            if axis != "style" or value not in STYLES:
-                raise DataError(
-                    "VU-D070",
-                    f"There is no concept {text!r}.{did_you_mean(value, STYLES)}",
-                    f"Known: {', '.join(STYLES)}.",
-                )
+        wrong = [self._unknown(text, "data.forget") for text in forget if not self._known(text)]
+        wrong += [self._unknown(text, "data.overwrite") for text in overwrite if not self._known(text)]
+        if wrong:
+            raise together(wrong)
         concepts = tuple(Concept(text, {"style": text.partition(":")[2]}) for text in forget or ("style:neon",))
         return Selection(concepts, () if overwrite else ("style:flat takes its place.",))
+
+    @staticmethod
+    def _known(text):
+        axis, _, value = text.partition(":")
+        return axis == "style" and value in STYLES
+
+    @staticmethod
+    def _unknown(text, where):
+        near = did_you_mean(text.partition(":")[2], STYLES)
+        return DataError("VU-D070", f"There is no concept {text!r}.{near}", f"Known: {', '.join(STYLES)}.", where=where)
 
     def manifest(self, selection):
         counts = {"train/forget": 10, "train/retain": 90, "evaluation/items": 3}
@@ -232,6 +240,12 @@ class Even:
     source = SOURCE
     linear = True
 
+    def __init__(self, config):
+        self.config = config
+
+    def coefficients(self, gram, losses, state):
+        return 1.0, 1.0
+
 
 @attrs.frozen
 class TiltedConfig:
@@ -239,10 +253,11 @@ class TiltedConfig:
     retain: float = setting(1.0, help="factor on retain", ge=0)
 
 
-class Tilted:
+class Tilted(Even):
     Config = TiltedConfig
-    source = SOURCE
-    linear = True
+
+    def coefficients(self, gram, losses, state):
+        return self.config.retain, self.config.forget
 
 
 class Guess:

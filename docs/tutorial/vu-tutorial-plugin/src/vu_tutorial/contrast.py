@@ -1,4 +1,4 @@
-"""Contrast: do the pictures that should have stayed still show something?"""
+"""Contrast: do the images that should have stayed still show something?"""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class ContrastConfig:
     """Settings of `Contrast`."""
 
     max_fall: float = setting(0.2, help="a fall by more than this is reported as a collapse", ge=0, le=1)
-    batch_size: int = setting(50, help="pictures generated at a time", ge=1, speed_only=True)
+    batch_size: int = setting(50, help="images generated at a time", ge=1, speed_only=True)
 
 
 class Contrast:
-    """Measure the mean contrast of the retain pictures.
+    """Measure the mean contrast of the retain images.
 
-    The contrast of a picture is twice the standard deviation of its values in [0, 1]: 0 for one even colour, 1 for half
+    The contrast of an image is twice the standard deviation of its values in [0, 1]: 0 for one even colour, 1 for half
     black and half white. A model that was damaged often paints grey.
     """
 
@@ -51,23 +51,23 @@ class Contrast:
         return digest("contrast", self.version, *sampling, *items)
 
     def observe(self, model: Model, evaluation: Evaluation, run: Run) -> Observations:
-        """Return the contrast of every retain picture."""
+        """Return the contrast of every retain image."""
         items = [item for item in evaluation.items if not item.forget]
         if not items:
             raise MeasureError(
-                "MUTE-S001", "There is no retain picture to look at.", "Ask for at least one.", where="contrast"
+                "MUTE-S001", "There is no retain image to look at.", "Ask for at least one.", where="contrast"
             )
         contrast: list[float] = []
         for first in range(0, len(items), self.config.batch_size):
             batch = items[first : first + self.config.batch_size]
-            pictures = cast(TextToImage, model).generate(
+            images = cast(TextToImage, model).generate(
                 [item.prompt for item in batch],
                 [item.seed for item in batch],
                 steps=int(evaluation.generation["steps"]),
                 guidance=float(evaluation.generation["guidance"]),
             )
-            contrast += [float(2 * picture.std() / 255) for picture in pictures]
-            run.progress("generate retain pictures", first + len(batch), len(items))
+            contrast += [float(2 * image.std() / 255) for image in images]
+            run.progress("generate retain images", first + len(batch), len(items))
         return {"contrast": contrast}
 
     def scores(self, before: Observations, after: Observations, evaluation: Evaluation) -> tuple[Score, ...]:
@@ -82,7 +82,7 @@ class Contrast:
                 direction="up",
                 n=len(now),
                 fingerprint=self.fingerprint(evaluation),
-                help="mean contrast of the pictures that should have stayed as they were",
+                help="mean contrast of the images that should have stayed as they were",
             ),
         )
 
@@ -91,4 +91,4 @@ class Contrast:
         falls = [-score.change for score in scores if score.change is not None]
         if not falls or max(falls) <= self.config.max_fall:
             return []
-        return [("retain_collapsed", f"The contrast of retain pictures fell by {100 * max(falls):.0f} points.")]
+        return [("retain_collapsed", f"The contrast of retain images fell by {100 * max(falls):.0f} points.")]

@@ -21,6 +21,6 @@ def vu_register_metrics(register: Register) -> None:
     register(
         "contrast",
         "vu_tutorial.contrast:Contrast",
-        summary="contrast of the pictures that should have stayed as they were",
+        summary="contrast of the images that should have stayed as they were",
         needs=("generate",),
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from vu_canvas.judge import Judge
+from vu_canvas.judge import Judge, read_judge
 from vu_canvas.render import OBJECTS, STYLES, prompt
 from vu_canvas.training.data import Renders, draw
-from vu_canvas.training.loop import Say
+from vu_canvas.training.loop import Say, TrainingError
 from vu_canvas.training.vae import reconstruct
 
 STEPS = 10
@@ -154,6 +154,14 @@ def measure(pipeline: Any, judge: Judge, images: int, say: Say) -> list[Accuracy
     return results
 
 
+def load_judge_of(weights: Path) -> Judge:
+    """Return the judge of a folder of weights. Raises: TrainingError when there is none."""
+    path = weights / "judge.safetensors"
+    if not path.is_file():
+        raise TrainingError(f"there is no judge {path}; write it: python -m vu_canvas.train export judge")
+    return read_judge(path)
+
+
 def conditions(images: int) -> str:
     """Return in a sentence how `measure` measures."""
     last = HELD_OUT_SEED + images - 1
@@ -165,9 +173,15 @@ def conditions(images: int) -> str:
 
 
 def load_shipped(weights: Path) -> Any:
-    """Return the pipeline of the package with plain diffusers, in float32."""
+    """Return the pipeline of a folder of weights with plain diffusers, in float32.
+
+    Raises:
+        TrainingError: The folder holds no pipeline.
+    """
     from vu_canvas.training.export import quieten
 
+    if not (weights / "diffusion" / "model_index.json").is_file():
+        raise TrainingError(f"there is no pipeline {weights / 'diffusion'}; write it: python -m vu_canvas.train export")
     quieten()
     from diffusers import StableDiffusionPipeline
 

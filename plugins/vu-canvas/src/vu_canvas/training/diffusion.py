@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from vu_canvas.training.loop import (
     Say,
     Schedule,
     Trainer,
+    TrainingError,
     averaged_weights,
+    checkpoint,
+    read_tensors,
     trained_weights,
     write_tensors,
 )
@@ -106,27 +110,36 @@ def captions() -> torch.Tensor:
     return tokens
 
 
-def cached_moments(folder: Path, say: Say) -> tuple[torch.Tensor, torch.Tensor, float]:
+def autoencoder_hash(folder: Path) -> str:
+    """Return 16 hexadecimal digits for the autoencoder's checkpoint. Raises: TrainingError when there is none."""
+    return hashlib.sha256(checkpoint(folder, "vae").read_bytes()).hexdigest()[:16]
+
+
+def cached_moments(folder: Path, say: Say, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return posterior moments (N, 8, 16, 16), caption rows (N,) and the scaling factor; encode once.
 
-    The result is stored in `folder` and read back by a resumed run.
-    """
-    from safetensors.torch import load_file
+    The result is stored in `folder` under the hash of the autoencoder's checkpoint and read back by a resumed run;
+    latents of another autoencoder are removed.
 
-    path = folder / "latents.safetensors"
+    Raises:
+        TrainingError: The autoencoder has not been trained yet.
+    """
+    path = folder / f"latents-{autoencoder_hash(folder)}.safetensors"
     if not path.is_file():
+        for stale in folder.glob("latents-*.safetensors"):
+            stale.unlink()
         say("rendering and encoding the training images")
-        autoencoder = vae_stage.load(folder)
+        autoencoder = vae_stage.load(folder).to(device)
         renders = draw("train", IMAGES_PER_PAIR)
         moments = vae_stage.encode(autoencoder, renders.images)
         rows = renders.objects * len(STYLES) + renders.styles
         factor = torch.tensor(float(autoencoder.config.scaling_factor), dtype=torch.float64)
         write_tensors(path, {"moments": moments.half(), "rows": rows, "scaling_factor": factor})
-    tensors = load_file(str(path))
+    tensors = read_tensors(path)
     return tensors["moments"], tensors["rows"], float(tensors["scaling_factor"])
 
 
-def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
+def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE, device: str = "cpu") -> None:
     """Train text encoder and UNet on latents of the training split, in two phases.
 
     The loss is the mean squared error of the velocity. In the first phase the UNet has no attention at the
@@ -137,29 +150,36 @@ def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
         folder: Where checkpoints live; the autoencoder's checkpoint must be there.
         say: Where progress lines go.
         schedule: How long and how fast the second phase is.
+        device: Where to train; weights and draws begin on the processor and are the same on every device.
+
+    Raises:
+        TrainingError: The autoencoder has not been trained, or a checkpoint here was made with other settings or
+            from another autoencoder.
     """
-    moments, rows, factor = cached_moments(folder, say)
+    moments, rows, factor = cached_moments(folder, say, device)
+    inputs = autoencoder_hash(folder)
     data = Latents(moments, rows, factor, captions())
 
     torch.manual_seed(schedule.seed)
-    model = TextToImage(UNET_AT_FIRST)
-    trainer = Trainer(model, replace(FIRST, seed=schedule.seed), folder, "diffusion-first", say)
+    model = TextToImage(UNET_AT_FIRST).to(device)
+    trainer = Trainer(model, replace(FIRST, seed=schedule.seed), folder, "diffusion-first", say, inputs)
     trainer.resume()
-    trainer.run(data.loss_of(model, even_timesteps))
+    trainer.run(data.loss_of(model, even_timesteps, device))
 
     torch.manual_seed(schedule.seed + 1)
     model = TextToImage(UNET)
     grow(model, trained_weights(folder, "diffusion-first"))
-    trainer = Trainer(model, schedule, folder, "diffusion", say)
+    model.to(device)
+    trainer = Trainer(model, schedule, folder, "diffusion", say, inputs)
     trainer.resume()
-    trainer.run(data.loss_of(model, middle_timesteps))
+    trainer.run(data.loss_of(model, middle_timesteps, device))
 
 
 def grow(model: TextToImage, state: dict[str, torch.Tensor]) -> None:
     """Load the weights of the first phase; the new attention adds nothing until it is trained."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or not all(".attentions." in name for name in missing):
-        raise ValueError("the checkpoint of the first phase belongs to another architecture")
+        raise TrainingError("the checkpoint of the first phase belongs to another architecture; remove it")
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name in missing and ".proj_out." in name:
@@ -187,13 +207,15 @@ class Latents:
     factor: float
     tokens: torch.Tensor  # (101, 16), the last row is the empty prompt
 
-    def loss_of(self, model: TextToImage, timesteps: Callable[[torch.Generator], torch.Tensor]) -> Loss:
-        """Return the loss function of a model, for timesteps drawn by `timesteps`."""
+    def loss_of(
+        self, model: TextToImage, timesteps: Callable[[torch.Generator], torch.Tensor], device: str = "cpu"
+    ) -> Loss:
+        """Return the loss function of a model on a device, for timesteps drawn by `timesteps`."""
         from diffusers import DDIMScheduler
 
         kept = DDIMScheduler(**SCHEDULER).alphas_cumprod  # (1000,)
 
-        def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+        def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             picked = torch.randint(len(self.rows), (BATCH,), generator=generator)
             mean, logvar = self.moments[picked].float().chunk(2, dim=1)
             noise = torch.randn(2, *mean.shape, generator=generator)
@@ -202,9 +224,10 @@ class Latents:
             alpha, sigma = kept[t].sqrt().view(-1, 1, 1, 1), (1 - kept[t]).sqrt().view(-1, 1, 1, 1)
             dropped = torch.rand(BATCH, generator=generator) < DROPOUT
             caption = torch.where(dropped, len(self.tokens) - 1, self.rows[picked])
-            with torch.autocast("cpu", torch.bfloat16):
-                v = model(alpha * x + sigma * noise[1], t, self.tokens[caption])
-            return (v.float() - (alpha * noise[1] - sigma * x)).square().mean(), ""
+            noisy, velocity = (alpha * x + sigma * noise[1]).to(device), (alpha * noise[1] - sigma * x).to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                v = model(noisy, t.to(device), self.tokens[caption].to(device))
+            return (v.float() - velocity).square().mean(), {}
 
         return loss
 

@@ -11,7 +11,7 @@ import torch
 
 from vu_canvas.training import diffusion, judge, vae
 from vu_canvas.training.diffusion import SCHEDULER
-from vu_canvas.training.loop import Say, write_json, write_tensors
+from vu_canvas.training.loop import Say, read_record, write_json, write_tensors
 from vu_canvas.training.tokenizer import build_tokenizer
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -83,29 +83,35 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def write_readme(folder: Path, target: Path, how: str, tables: str) -> None:
+def write_readme(folder: Path, target: Path, images: int, how: str, tables: str) -> None:
     """Write ``target/README.md``: how the weights were made and what they reach.
 
     Args:
-        folder: Where checkpoints live; stages without one are left out.
+        folder: Where checkpoints live. What the page said about a stage without a checkpoint here is kept.
         target: The folder of the weights.
+        images: How many images were generated to measure them.
         how: How it was measured.
         tables: What was measured, in Markdown.
     """
-    lines = ["# Weights", "", "Written by `python -m vu_canvas.train check`; do not edit.", ""]
-    lines += ["## Made by", "", "```", *(f"python -m vu_canvas.train {s}" for s in ("vae", "judge", "diffusion"))]
-    lines += ["python -m vu_canvas.train export", "python -m vu_canvas.train check --images 1000", "```", ""]
+    page = target / "README.md"
+    known = page.read_text(encoding="utf-8").splitlines() if page.is_file() else []
+    stages = ("vae", "judge", "diffusion", "export", f"check --images {images} --write")
+    lines = ["# Weights", "", "Written by `python -m vu_canvas.train check --write`; do not edit.", ""]
+    lines += ["Licence: Apache-2.0, like the rest of vu-canvas. The training images are drawn by the package itself."]
+    lines += ["", "## Made by", "", "```", *(f"python -m vu_canvas.train {stage}" for stage in stages), "```", ""]
     lines += ["| checkpoint | steps | batch | learning rate | seed | minutes |", "|---|---|---|---|---|---|"]
-    batches = {"vae": vae.BATCH, "judge": judge.BATCH}
     for name in ("vae", "judge", "diffusion-first", "diffusion"):
-        batch = batches.get(name, diffusion.BATCH)
-        path = folder / f"{name}.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            made = record["schedule"]
-            minutes = record["seconds"] / 60
-            row = f"| {name} | {record['step']} | {batch} | {made['learning_rate']} | {made['seed']} | {minutes:.0f} |"
-            lines.append(row)
+        record = folder / f"{name}.json"
+        lines += [made_by(name, record)] if record.is_file() else [x for x in known if x.startswith(f"| {name} |")]
     lines += ["", "Minutes are wall-clock time on 2 cores, shared with other work; idle cores are faster."]
-    lines += ["", f"Bytes of all weights: {size_of(target):,}.", "", "## Measured", "", how, "", tables, ""]
-    (target / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    size = size_of(target) - (page.stat().st_size if page.is_file() else 0)
+    lines += ["", f"Bytes of all weights: {size:,}.", "", "## Measured", "", how, "", tables, ""]
+    page.write_text("\n".join(lines), encoding="utf-8")
+
+
+def made_by(name: str, path: Path) -> str:
+    """Return the row of the table of checkpoints. Raises: TrainingError when the record is damaged."""
+    record = read_record(path)
+    made, minutes = record["schedule"], record["seconds"] / 60
+    batch = {"vae": vae.BATCH, "judge": judge.BATCH}.get(name, diffusion.BATCH)
+    return f"| {name} | {record['step']} | {batch} | {made['learning_rate']} | {made['seed']} | {minutes:.0f} |"

@@ -47,28 +47,30 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return ((noisy - 0.5) * contrast + 0.5 + shift).clamp(0, 1)
 
 
-def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
+def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE, device: str = "cpu") -> None:
     """Train the judge on renders of the training split.
 
     Args:
         folder: Where checkpoints live.
         say: Where progress lines go.
         schedule: How long and how fast.
+        device: Where to train; images are drawn and augmented on the processor, the same for every device.
     """
     torch.manual_seed(schedule.seed)
-    model = Judge()
+    model = Judge().to(device)
     trainer = Trainer(model, schedule, folder, "judge", say)
     trainer.resume()
     renders = draw("train", IMAGES_PER_PAIR)
 
-    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rows = torch.randint(len(renders.images), (BATCH,), generator=generator)
-        images = augment(to_unit(renders.images[rows]), generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        images = augment(to_unit(renders.images[rows]), generator).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             objects, styles = model(images)
-        object_loss = functional.cross_entropy(objects.float(), renders.objects[rows], label_smoothing=SMOOTHING)
-        style_loss = functional.cross_entropy(styles.float(), renders.styles[rows], label_smoothing=SMOOTHING)
-        return object_loss + style_loss, f"object {object_loss:.4f} style {style_loss:.4f}"
+        asked = renders.objects[rows].to(device), renders.styles[rows].to(device)
+        object_loss = functional.cross_entropy(objects.float(), asked[0], label_smoothing=SMOOTHING)
+        style_loss = functional.cross_entropy(styles.float(), asked[1], label_smoothing=SMOOTHING)
+        return object_loss + style_loss, {"object": object_loss, "style": style_loss}
 
     trainer.run(loss)
 

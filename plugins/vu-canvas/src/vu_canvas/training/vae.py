@@ -50,7 +50,7 @@ def colours(images: torch.Tensor) -> torch.Tensor:
     return coarse - coarse.mean(dim=1, keepdim=True)
 
 
-def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
+def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE, device: str = "cpu") -> None:
     """Train the autoencoder on renders of the training split.
 
     The loss is the mean absolute and squared error of the pixels, plus that of the differences between neighbours
@@ -61,6 +61,7 @@ def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
         folder: Where checkpoints live.
         say: Where progress lines go.
         schedule: How long and how fast.
+        device: Where to train; weights and draws begin on the processor and are the same on every device.
     """
     torch.manual_seed(schedule.seed)
     model = build()
@@ -68,17 +69,18 @@ def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
         model.quant_conv.bias[4:] = -5
         model.quant_conv.weight[4:] *= 0.1
         model.quant_conv.weight[:4] *= 3
+    model.to(device)
     trainer = Trainer(model, schedule, folder, "vae", say)
     trainer.resume()
     renders = draw("train", IMAGES_PER_PAIR)
 
-    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+    def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rows = torch.randint(len(renders.images), (BATCH,), generator=generator)
-        x = to_signed(renders.images[rows])  # (B, 3, 64, 64)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = to_signed(renders.images[rows]).to(device)  # (B, 3, 64, 64)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             posterior = model.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(device)
             y = model.decode(mean + (0.5 * logvar).exp() * noise).sample
         y = y.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -86,7 +88,7 @@ def train(folder: Path, say: Say, schedule: Schedule = SCHEDULE) -> None:
         sharp = torch.stack([(a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True)]).mean()
         colour = (colours(x) - colours(y)).square().mean()
         total = pixels + EDGE_WEIGHT * sharp + COLOUR_WEIGHT * colour + KL_WEIGHT * kl
-        return total, f"pixels {pixels:.4f} edges {sharp:.4f} colours {colour:.4f} kl {kl:.2f}"
+        return total, {"pixels": pixels, "edges": sharp, "colours": colour, "kl": kl}
 
     trainer.run(loss)
 
@@ -134,8 +136,9 @@ def load(folder: Path) -> Any:
 
 @torch.no_grad()
 def encode(model: Any, images: torch.Tensor, batch: int = 100) -> torch.Tensor:
-    """Return the posterior moments (mean and log-variance, as 8 channels) of uint8 images."""
-    rows = [model.encode(to_signed(part)).latent_dist.parameters for part in torch.split(images, batch)]
+    """Return the posterior moments (mean and log-variance, as 8 channels) of uint8 images, on the processor."""
+    parts = [to_signed(part).to(model.device) for part in torch.split(images, batch)]
+    rows = [model.encode(part).latent_dist.parameters.cpu() for part in parts]
     return torch.cat(rows)  # (N, 8, 16, 16)
 
 
@@ -144,6 +147,6 @@ def reconstruct(model: Any, images: torch.Tensor, batch: int = 100) -> torch.Ten
     """Return what is left of uint8 images after encoding and decoding, as uint8 (N, 64, 64, 3)."""
     rows = []
     for part in torch.split(images, batch):
-        decoded = model.decode(model.encode(to_signed(part)).latent_dist.mode()).sample
-        rows.append((decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1))
+        decoded = model.decode(model.encode(to_signed(part).to(model.device)).latent_dist.mode()).sample
+        rows.append((decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
     return torch.cat(rows)

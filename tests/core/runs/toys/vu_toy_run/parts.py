@@ -68,17 +68,19 @@ class ToyNet:
         )
 
     def load(self, *, device: str, precision: str) -> LoadedNet:
-        return LoadedNet(self.inspect(), self.config)
+        return LoadedNet(self.inspect(), self.config, precision)
 
 
 class LoadedNet:
     denoiser = "unet"
 
-    def __init__(self, facts: ModelFacts, config: NetConfig) -> None:
+    def __init__(self, facts: ModelFacts, config: NetConfig, precision: str = "fp32") -> None:
         self.facts = facts
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             body = nn.ModuleDict({"to_q": nn.Linear(4, config.width), "to_k": nn.Linear(config.width, 4)})
+        if precision == "bf16":  # weights of that precision; this toy computes in fp32 all the same
+            body.bfloat16().float()
         self.network = nn.ModuleDict({"unet": body})
         self.network.requires_grad_(False).eval()
 

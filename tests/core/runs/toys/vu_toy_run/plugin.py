@@ -36,8 +36,9 @@ def vu_register_attributions(register: Register) -> None:
 
 @hookimpl
 def vu_register_metrics(register: Register) -> None:
-    register("toy-gap", "vu_toy_run.parts:Gap", summary="Change of the output.")
-    register("toy-size-of-change", "vu_toy_run.parts:Change", summary="Whether the output changed.")
+    # They ask seed by seed, as what generates does.
+    register("toy-gap", "vu_toy_run.parts:Gap", summary="Change of the output.", needs=("generate",))
+    register("toy-size-of-change", "vu_toy_run.parts:Change", summary="Did the output change?", needs=("generate",))
     register("toy-nan", "vu_toy_run.broken:NaN", summary="Gives a number that is none.")
 
 
