@@ -240,7 +240,7 @@ def _pulled(loaded: Collection[str]) -> tuple[str, ...]:
 
 
 def _first_line(exc: BaseException) -> str:
-    text = " ".join(str(exc).split())
+    text = " ".join((exc.problem if isinstance(exc, VuError) else str(exc)).split())
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 

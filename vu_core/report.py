@@ -230,8 +230,8 @@ def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
     size = f"{bytes_text(memory * 2**30)}, " if memory is not None else ""
     facts = [
         ("run", record.run_id),
-        ("base model", f"{record.model}, hash {bench.model.facts.base_hash[:12]}"),
-        ("data", f"{record.data}, digest {bench.plan.manifest.digest[:12]}; split: {bench.plan.manifest.split}"),
+        ("base model", f"{short_name(record.model)}, hash {bench.model.facts.base_hash[:12]}"),
+        ("data", f"{short_name(record.data)}, digest {bench.plan.manifest.digest[:12]}; split: {bench.plan.manifest.split}"),
         ("edit", f"{_changed(record.edit_facts)}, {bytes_text(record.edit_bytes)}"),
         ("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())),
         (
@@ -261,10 +261,13 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _configuration(bench: Bench) -> str:
     config = bench.plan.config
+    shareable = dict(flat(as_dict(config, places=False)))
     rows = []
     for key, value in flat(as_dict(config)):
         if value is None:
             continue
+        if value != shareable[key]:  # where it lies is nobody else's business; `run.toml` knows
+            value = f".../{PurePath(value).name}"
         origin = escape(str(config.origins.get(key, "default")))
         shown = escape(json.dumps(value, default=str))
         cells = (f"<code>{escape(key)}</code>", f"<code>{shown}</code>", f'<span class="quiet">{origin}</span>')

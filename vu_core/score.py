@@ -22,7 +22,7 @@ class Score:
         unit: ``fraction``, ``bytes``, ``parameters``, ``mse``, ...
         direction: which way is healthy: ``up``, ``down``, or ``none`` (a fact, not a quality).
         n: number of items behind ``after``; ci_low, ci_high: 95 % interval of ``after`` (absent where none is defined).
-        seeds: the seeds that were used; fingerprint: hash of everything that defines the metric.
+        seeds: the seeds that were used, empty where none are; fingerprint: hash of everything that defines the metric.
         help: one line for the reader.
         change_low, change_high: paired 95 % interval of ``change`` (absent where none is defined).
     """

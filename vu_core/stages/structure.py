@@ -162,10 +162,11 @@ def _data_is_said(reading: Reading, model: Entry | None) -> bool:
     if model.default or not any(entry.default for entry in reading.registry.entries("model")):
         return True
     installed = ", ".join(reading.registry.usable_names("dataset")) or "none"
-    reading.problems.add(
+    reading.problems.add_at(
         "data.name",
         f"is required, because the model is '{model.name}' and not the default: say what it forgets and retains with "
         f"--data NAME or --data NAME=PATH. Installed: {installed}.",
+        reading.problems.place("model.name"),
     )
     return False
 

@@ -293,7 +293,7 @@ def test_schedulers_that_cannot_be_used(folder: Path, values: dict[str, object],
 def test_every_supported_scheduler_has_a_noise_schedule() -> None:
     import diffusers
 
-    from vu_diffusers.stable_diffusion import SCHEDULERS
+    from vu_diffusers.loading import SCHEDULERS
 
     for name in SCHEDULERS:
         kind = getattr(diffusers, name)

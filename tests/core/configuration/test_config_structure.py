@@ -327,8 +327,9 @@ def test_two_default_models_stand_in_nobodys_way_who_names_one(monkeypatch):
     monkeypatch.setenv("VU_DISABLE_PLUGINS", "vu-core")
     plugins = discover(extra=[("toys", "1", plugin), thief], installed=False)
     assert understood(plugins, model="toy-model").model.name == "toy-model"
-    with pytest.raises(ConfigError, match=r"data\.name is required"):
+    with pytest.raises(ConfigError, match=r"data\.name is required") as caught:
         understood(plugins, model="other-model")
+    assert caught.value.where == "--model", "the model made it necessary"
 
 
 # Written down and read again

@@ -85,6 +85,7 @@ def test_a_broken_plugin_is_shown_with_its_cause_and_brings_nothing(hooks, cause
     shown = state_of(plugins, "bad-one")
     assert shown.state == "broken"
     assert cause in shown.cause
+    assert "what to do" not in shown.cause, "the problem alone"
     assert [entry.name for entry in plugins.registry.entries() if entry.distribution == "bad-one"] == []
     assert plugins.registry.get("weighting", "good").state == "ready"
 

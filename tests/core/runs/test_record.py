@@ -105,6 +105,16 @@ def test_the_report_is_whole_and_needs_nothing_else(plugins: Plugins, raw: Raw) 
     assert "$" not in re.sub(r"base64,[^\"]*", "", html)
 
 
+def test_the_report_does_not_tell_where_things_lie(plugins: Plugins, raw: Raw, place: Path) -> None:
+    (place / "my data").mkdir()
+    record = execute(raw(data__ref="my data"), plugins=plugins)
+    assert str(place) in (record.folder / "run.toml").read_text()
+    html = (record.folder / "report.html").read_text()
+    assert str(place) not in html
+    assert ".../my data" in html
+    assert str(place) not in (record.folder / "README.md").read_text()
+
+
 def test_text_of_users_cannot_break_the_report(plugins: Plugins, raw: Raw, toys: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(toys.AXES, "sign", ("<script>alert(1)</script>&$x", "plus"))
     record = execute(raw(data__forget=("sign:<script>alert(1)</script>&$x",)), plugins=plugins)

@@ -146,7 +146,9 @@ def refuse_forgotten_captions(concepts: Sequence[Concept]) -> None:
             place = overwritten(pair, concepts)
             if shows(pair, concept.labels) and any(shows(place, labels) for labels in forgotten):
                 problem = f"would turn {prompt(*pair)!r} into {prompt(*place)!r}, which is forgotten itself"
-                raise refused(concept.text, concept.overwrite, problem, supplied_overwrite(concept.labels, forgotten))
+                raise refused(
+                    concept.text, str(concept.overwrite), problem, supplied_overwrite(concept.labels, forgotten)
+                )
 
 
 def refused(text: str, overwrite: str, problem: str, better: str) -> DataError:

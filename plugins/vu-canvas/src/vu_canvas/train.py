@@ -46,9 +46,8 @@ def plainly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except TrainingError as error:
-            refusal = click.ClickException(str(error))
-            refusal.exit_code = 2
-            raise refusal from error
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(2) from error
 
     return run
 

@@ -87,7 +87,7 @@ class Remote:
         with _hub_errors(self.repo):
             paths = {name: Path(hf_hub_download(self.repo, name, revision=self.revision)) for name in _JSON_FILES}
         check_index(paths[MODEL_INDEX])
-        configs = {part: read_json(paths[file]) for part, file in CONFIGS.items()}
+        configs: dict[str, Mapping[str, Any]] = {part: read_json(paths[file]) for part, file in CONFIGS.items()}
         check_configs(configs, self.repo)
         return configs
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vu_core import Edit, EditError, LowRank, Model, Run, Source, setting
 from vu_core.adapters import apply_edit
+from vu_diffusers.loading import as_pipeline
 from vu_diffusers.probe import outputs, relative_error
 from vu_diffusers.quiet import quiet
-from vu_diffusers.stable_diffusion import StableDiffusion, as_pipeline
+from vu_diffusers.stable_diffusion import StableDiffusion
 
 FILE = "pytorch_lora_weights.safetensors"
 COMPONENTS = ("unet", "text_encoder")

@@ -95,7 +95,7 @@ class Diffusers:
         Raises:
             ModelError: as `inspect`; VU-M074 when tensors are missing or misshapen, VU-M078 for an absent device.
         """
-        from vu_diffusers.stable_diffusion import load_pipeline
+        from vu_diffusers.loading import load_pipeline
 
         place = self._locate()
         if isinstance(place, Remote):

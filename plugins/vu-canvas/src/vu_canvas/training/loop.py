@@ -78,7 +78,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a file. Raises: TrainingError when it is damaged."""
     try:
-        return load_file(str(path))
+        tensors: dict[str, torch.Tensor] = load_file(str(path))
+        return tensors
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} cannot be read: {error}; remove it and train this stage again") from error
 
