@@ -111,8 +111,8 @@ def render() -> str:
         "# Results",
         "",
         "Rendered by `make results` from the files in `docs/reference/results/`; nothing is typed by hand. Intervals",
-        "are 95 %: Wilson for UA, paired bootstrap for IRA and CRA. UA and accuracies in %; seconds are wall time of",
-        "the run with its quick measurement.",
+        "are 95 %: Wilson for UA, MOVER for IRA and CRA, Newcombe's paired method for their changes. UA and accuracies",
+        "in %; seconds are wall time of the run with its quick measurement.",
     ]
     for group in tomllib.loads((ROOT / "benchmarks/results.toml").read_text())["group"]:
         files = sorted((KEPT / group["name"]).glob("*.json"))

@@ -225,13 +225,13 @@ def _data_uri(picture: bytes) -> str:
 
 
 def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
-    environment = record.environment
+    environment, manifest = record.environment, bench.plan.manifest
     memory = environment["memory_gib"]
     size = f"{bytes_text(memory * 2**30)}, " if memory is not None else ""
     facts = [
         ("run", record.run_id),
         ("base model", f"{short_name(record.model)}, hash {bench.model.facts.base_hash[:12]}"),
-        ("data", f"{short_name(record.data)}, digest {bench.plan.manifest.digest[:12]}; split: {bench.plan.manifest.split}"),
+        ("data", f"{short_name(record.data)}, digest {manifest.digest[:12]}; split: {manifest.split}"),
         ("edit", f"{_changed(record.edit_facts)}, {bytes_text(record.edit_bytes)}"),
         ("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())),
         (

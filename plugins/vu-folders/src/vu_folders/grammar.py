@@ -42,7 +42,7 @@ def read_concepts(
             "Give one --overwrite for all concepts, or one for each.",
             "data.overwrite",
         )
-    partners = list(overwrite) * (len(forget) if len(overwrite) == 1 else 1) or [None] * len(forget)
+    partners: list[str | None] = [*overwrite] * (len(forget) if len(overwrite) == 1 else 1) or [None] * len(forget)
     places = axes if overwrite_axes is None else overwrite_axes
     concepts = tuple(_concept(text, partner, axes, places) for text, partner in zip(forget, partners, strict=True))
     for one, other in permutations(concepts, 2):

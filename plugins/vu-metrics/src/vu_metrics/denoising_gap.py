@@ -149,8 +149,15 @@ class DenoisingGap:
             gaps[side] = distance_per_image(before[side]["predictions"], after[side]["predictions"], len(was), len(now))
             change = bootstrap_mean(now - was, count, seed) or (None, None)
             loss = gap_score(f"{side}_loss", now, bootstrap_mean(now, count, seed), SIDES[side], fingerprint)
-            changes = {"before": float(was.mean()), "change_low": change[0], "change_high": change[1]}
-            losses.append(attrs.evolve(loss, **changes, help=f"denoising loss on unseen {side} images"))
+            losses.append(
+                attrs.evolve(
+                    loss,
+                    before=float(was.mean()),
+                    change_low=change[0],
+                    change_high=change[1],
+                    help=f"denoising loss on unseen {side} images",
+                )
+            )
         found = [
             gap_score(f"{side}_gap", gap, bootstrap_mean(gap, count, seed), SIDES[side], fingerprint)
             for side, gap in gaps.items()
@@ -188,8 +195,12 @@ class DenoisingGap:
             interval = percentiles(drawn[0] - drawn[1])
         score = gap_score("gap_difference", forget, interval, "up", fingerprint)
         difference = float(forget.mean() - retain.mean())
-        shared = {"n": len(forget) + len(retain), "help": "forget gap minus retain gap: is the edit about forget?"}
-        return attrs.evolve(score, after=difference, **shared)
+        return attrs.evolve(
+            score,
+            after=difference,
+            n=len(forget) + len(retain),
+            help="forget gap minus retain gap: is the edit about forget?",
+        )
 
     def doubts(self, scores: Sequence[Score]) -> Sequence[tuple[Status, str]]:
         """Doubt a low share, a gap no larger on forget than on retain images, and a retain loss that rises much.

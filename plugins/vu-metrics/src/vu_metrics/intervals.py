@@ -72,7 +72,7 @@ def newcombe(before: Outcomes, after: Outcomes) -> tuple[float, float]:
     p, q = was / n, now / n
     (low_p, high_p), (low_q, high_q) = wilson(was, n), wilson(now, n)
     spread = was * (n - was) * now * (n - now)
-    excess = both * neither - (was - both) * (now - both)
+    excess: float = both * neither - (was - both) * (now - both)
     if excess > 0:
         excess = max(excess - n / 2, 0)
     phi = excess / math.sqrt(spread) if spread else 0.0
