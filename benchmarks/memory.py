@@ -37,7 +37,7 @@ def reference() -> Any:
 
 
 def ours() -> Any:
-    """Two steps of the project: pictures encoded, adapter attached, losses, `fit`, edit."""
+    """Two steps of the project: images encoded, adapter attached, losses, `fit`, edit."""
     import sd14
     from reference import fade_step
 

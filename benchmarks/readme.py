@@ -1,4 +1,4 @@
-"""Run what `make demo` runs and put its output and pictures into the README.
+"""Run what `make demo` runs and put its output and images into the README.
 
 python benchmarks/readme.py
 """
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["unlearn", "--method", "fade-sparse", "--seed", "42"]
-PICTURE = ROOT / "docs/pictures/first-run.png"
+IMAGE = ROOT / "docs/images/first-run.png"
 SIZE, GAP, MARGIN = 128, 6, 56
 
 
@@ -28,8 +28,8 @@ def main() -> None:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         shown = done.stdout[done.stdout.index("Run ") :].replace(str(run), "runs/<id>")
         shown = re.sub(r"\nRun \w+", "\nRun <id>", "\n" + shown).strip()
-        draw_grid(sorted(run.glob("pictures/*-before.png")))
-    block = f"```console\n$ vu {' '.join(COMMAND)}\n{shown}\n```\n\n![before and after](docs/pictures/first-run.png)\n"
+        draw_grid(sorted(run.glob("images/*-before.png")))
+    block = f"```console\n$ vu {' '.join(COMMAND)}\n{shown}\n```\n\n![before and after](docs/images/first-run.png)\n"
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     start, end = "<!-- demo -->\n", "<!-- /demo -->"
@@ -38,17 +38,17 @@ def main() -> None:
 
 
 def draw_grid(befores: list[Path]) -> None:
-    """Put pictures before the edit into an upper row and the same after it into a lower row."""
+    """Put images before the edit into an upper row and the same after it into a lower row."""
     grid = Image.new("RGB", (MARGIN + len(befores) * (SIZE + GAP), 2 * (SIZE + GAP)), "white")
     pen = ImageDraw.Draw(grid)
     for row, word in enumerate(("before", "after")):
         pen.text((4, row * (SIZE + GAP) + SIZE // 2), word, fill="black")
         for column, before in enumerate(befores):
-            picture = Image.open(before.with_name(before.name.replace("before", word)))
+            image = Image.open(before.with_name(before.name.replace("before", word)))
             place = (MARGIN + column * (SIZE + GAP), row * (SIZE + GAP))
-            grid.paste(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS), place)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(PICTURE, optimize=True)
+            grid.paste(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS), place)
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(IMAGE, optimize=True)
 
 
 if __name__ == "__main__":

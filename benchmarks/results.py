@@ -112,7 +112,8 @@ def render() -> str:
         "",
         "Rendered by `make results` from the files in `docs/reference/results/`; nothing is typed by hand. Intervals",
         "are 95 %: Wilson for UA, MOVER for IRA and CRA, Newcombe's paired method for their changes. UA and accuracies",
-        "in %; seconds are wall time of the run with its quick measurement.",
+        "in %; seconds are wall time of the run with its quick measurement. Images of different prompts share their",
+        "seeds, the first noise; the intervals do not count that.",
     ]
     for group in tomllib.loads((ROOT / "benchmarks/results.toml").read_text())["group"]:
         files = sorted((KEPT / group["name"]).glob("*.json"))

@@ -1,4 +1,4 @@
-"""The work of the benchmarks: networks of Stable Diffusion 1.4's size, one picture per side, FADE on both."""
+"""The work of the benchmarks: networks of Stable Diffusion 1.4's size, one image per side, FADE on both."""
 
 from __future__ import annotations
 
@@ -64,15 +64,15 @@ def model_of(networks: Networks, *, twin: bool) -> StableDiffusion:
     )
 
 
-def data_of(pictures: int = 1) -> ForgetRetain:
-    """Return random pictures with captions, as many per side as asked for."""
+def data_of(images: int = 1) -> ForgetRetain:
+    """Return random images with captions, as many per side as asked for."""
 
     def pixels(row: int, generator: torch.Generator) -> torch.Tensor:
         return torch.randn(3, PIXELS, PIXELS, generator=generator)
 
     def table(side: Any) -> Examples:
-        captions = tuple(f"{side} {row}" for row in range(pictures))
-        overwrites = tuple(f"overwrite {row}" for row in range(pictures)) if side == "forget" else None
+        captions = tuple(f"{side} {row}" for row in range(images))
+        overwrites = tuple(f"overwrite {row}" for row in range(images)) if side == "forget" else None
         return Examples(side=side, captions=captions, overwrites=overwrites, load=pixels)
 
     return ForgetRetain(table("forget"), table("retain"), table("forget"), table("retain"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import click
@@ -77,17 +77,28 @@ def _refuse_empty(ctx: click.Context, parameter: click.Parameter, value: Any) ->
 def _refuse_repeated(ctx: click.Context, parameter: click.Parameter, times: int, words: Sequence[str]) -> None:
     if not isinstance(parameter, click.Option) or parameter.multiple or parameter.is_flag or times < 2:
         return
-    values = " and ".join(map(repr, _values_of(parameter, words)))
+    options = [each for each in ctx.command.params if isinstance(each, click.Option) and not each.is_flag]
+    values = " and ".join(map(repr, _values_of(parameter, words, {name for each in options for name in each.opts})))
     raise click.UsageError(f"{max(parameter.opts, key=len)} was given more than once, as {values}.", ctx)
 
 
-def _values_of(option: click.Option, words: Sequence[str]) -> list[str]:
-    """Return the values of an option in the order in which they were written."""
+def _values_of(option: click.Option, words: Sequence[str], valued: Container[str]) -> list[str]:
+    """Return the values of an option in the order in which they were written.
+
+    Args:
+        option: whose values.
+        words: the command line.
+        valued: all names of options that take the next word as value.
+    """
     found = []
-    for place, word in enumerate(words):
+    following = iter(words)
+    for word in following:
         name, equals, value = word.partition("=")
-        if word in option.opts:
-            found.append(words[place + 1])
+        if word == "--":  # only arguments follow
+            break
+        if word in valued:
+            taken = next(following, "")
+            found += [taken] if word in option.opts else []
         elif equals and name in option.opts and name.startswith("--"):
             found.append(value)
         elif not word.startswith("--") and word[:2] in option.opts:

@@ -13,8 +13,8 @@ from vu_cli.options import shared
 from vu_cli.session import Page
 from vu_core import ConfigError, did_you_mean
 
-_BEGINS = re.compile(r"\s*([-*#|]|\d+\.)\s?")
-"""What begins a line of its own in a page: an item, a heading, a row of a table."""
+_BEGINS = re.compile(r"\s*(\||([-*]|#+|\d+\.)(\s|$))")
+"""What begins a line of its own in a page: a row of a table, an item, a heading; not ``3.5 GB`` or ``**bold**``."""
 
 
 def pages_folder() -> Path:

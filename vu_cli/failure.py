@@ -14,17 +14,23 @@ from pathlib import Path
 
 import click
 
+from vu_cli.interrupt import interruption_line
 from vu_cli.output import LOST
 from vu_cli.render import show_error, show_line
 from vu_cli.session import Session
 from vu_core import ConfigError, RecordError, VuError, did_you_mean
 
 BUG_STATUS = 1
+PLUGIN_FAILED = ("VU-P007", "VU-P009")
+"""Codes of errors that stand for whatever the code of a plugin raised; its authors need the traceback."""
 _DISTRIBUTIONS = ("vu-core", "torch", "diffusers", "transformers", "accelerate", "click", "rich")
 
 
 def report(error: BaseException, session: Session, status: int | None = None) -> int:
     """Print an exception for people, and for machines with ``--json``; return the exit status.
+
+    A bug, in `vu` or in a plugin that failed (`PLUGIN_FAILED`), leaves a report file with the traceback, which the
+    message names. After a bug of `vu`, the message also names the run that can be resumed.
 
     Args:
         error: what was raised.
@@ -34,9 +40,7 @@ def report(error: BaseException, session: Session, status: int | None = None) ->
     if isinstance(error, click.ClickException):
         error = usage_error(error)
     if isinstance(error, VuError):
-        show_error(error, session)
-        document: dict[str, object] = dict(error.as_dict())
-        lost = error.code == LOST
+        document, lost = _told(error, session), error.code == LOST
     else:
         document, lost = _bug(error, session), False
     status = getattr(error, "exit_status", BUG_STATUS) if status is None else status
@@ -66,8 +70,22 @@ def usage_error(error: click.ClickException) -> ConfigError:
     return ConfigError("VU-C120", problem if complete else f"{problem}.", remedy, where=command)
 
 
+def _told(error: VuError, session: Session) -> dict[str, object]:
+    """Say what is wrong; where code of a plugin failed, write the report file for its authors first."""
+    document: dict[str, object] = dict(error.as_dict())
+    if error.code not in PLUGIN_FAILED or error.__cause__ is None:
+        show_error(error, session)
+        return document
+    text = _report_text(error, session)
+    path = _write_report(text)
+    show_error(error, session, report="none could be written" if path is None else str(path))
+    if path is None:
+        show_line(text, session)
+    return {**document, "report": None if path is None else str(path)}
+
+
 def _bug(error: BaseException, session: Session) -> dict[str, object]:
-    """Write the report file and say so in one sentence."""
+    """Write the report file and say so in one sentence, and in another how the run goes on if it can."""
     text = _report_text(error, session)
     summary = " ".join(traceback.format_exception_only(error)[-1].split())
     path = _write_report(text)
@@ -75,8 +93,12 @@ def _bug(error: BaseException, session: Session) -> dict[str, object]:
     show_line(f"This is a bug in vu or in a plugin ({summary[:200]}); {kept}.", session, "bold red")
     if path is None:
         show_line(text, session)
-    kept_in = str(path) if path is not None else None
-    return {"code": "", "kind": "Bug", "problem": summary, "report": kept_in, "exit_status": BUG_STATUS}
+    resumable = session.interruption.resumable
+    if resumable is not None:
+        show_line(interruption_line(resumable), session)
+    places = {"report": path, "resume": resumable}
+    kept_in = {name: None if place is None else str(place) for name, place in places.items()}
+    return {"code": "", "kind": "Bug", "problem": summary, **kept_in, "exit_status": BUG_STATUS}
 
 
 def _report_text(error: BaseException, session: Session) -> str:

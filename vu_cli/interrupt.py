@@ -12,6 +12,9 @@ from types import FrameType
 
 import attrs
 
+from vu_core import RecordError
+from vu_core.run_folder import state_of
+
 EXIT_STATUS = 130
 
 
@@ -42,8 +45,11 @@ class Interruption:
 
     @property
     def resumable(self) -> Path | None:
-        """The run folder, if it holds the beginning of a run."""
-        return self.folder if self.folder is not None and (self.folder / "run.toml").exists() else None
+        """The run folder, if it holds the beginning of a run and not yet its end."""
+        with contextlib.suppress(RecordError):  # a folder that cannot be looked into cannot be resumed either
+            if self.folder is not None and state_of(self.folder) == "incomplete":
+                return self.folder
+        return None
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self.happened:

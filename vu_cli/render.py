@@ -108,14 +108,20 @@ def show_plan(plan: Plan, folder: Path, session: Session) -> None:
         _print(console(session.out), Group(_plan(plan, ("stop", stop)), Text()))
 
 
-def show_error(error: VuError, session: Session) -> None:
+def show_error(error: VuError, session: Session, report: str = "") -> None:
     """Print what is wrong, where and what to do, on the stream for errors.
 
     Lines are wrapped on terminals only, so that logs and searches find whole sentences.
+
+    Args:
+        error: what was raised.
+        session: says where to print.
+        report: where the traceback was kept, if it was.
     """
     first, *others = error.problem.splitlines() or [""]
     headline = Text.assemble((f"Error {error.code}: ", "bold red"), first)
-    rows = [("where", error.where), ("what to do", error.remedy), ("details", f"vu explain {error.code}")]
+    rows = [("where", error.where), ("what to do", error.remedy), ("report", report)]
+    rows.append(("details", f"vu explain {error.code}"))
     lines = [Padding(Text(line), (0, 0, 0, 2)) for line in others]
     _print(console(session.err, wrap_files=False), Group(headline, *lines, _facts(rows)))
 

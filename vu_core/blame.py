@@ -10,7 +10,14 @@ from vu_core.errors import PluginError, VuError
 from vu_core.registry import WORDS, Entry
 
 _CORE = "vu_core"
-_TOOLS = ("vu_core.ops", "vu_core.adapters")
+_TOOLS = (
+    "vu_core.ops",
+    "vu_core.adapters",
+    "vu_core.data",
+    "vu_core.setting",
+    "vu_core.edit",
+    "vu_core.score",
+)
 """Rooms of the core that plugins work with; handed something wrong, they fail for their caller."""
 
 
@@ -76,7 +83,7 @@ def _guilty(error: BaseException, asked: Entry, others: Sequence[Entry]) -> Entr
     frames = _frames(error)
     for index, frame in enumerate(frames):
         package = _package(frame)
-        if str(frame.f_globals.get("__name__", "")).startswith(_TOOLS):
+        if _is_tool(frame):
             continue
         if package == _CORE:
             return None if isinstance(error, Exception) else asked
@@ -106,6 +113,11 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_tool(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return any(name == tool or name.startswith(f"{tool}.") for tool in _TOOLS)
 
 
 def _is_code_of(frame: FrameType, entry: Entry) -> bool:

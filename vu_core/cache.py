@@ -172,7 +172,7 @@ class CachedAttribution:
 
     The key holds everything that the scores depend on: base weights, the tables that were handed over, seed, precision,
     device and thread count, the attribution's name, version and settings, and the candidates. A mismatch means
-    computing again, and so do tables whose pictures are not encoded: what a function loads has no content to compare.
+    computing again, and so do tables whose images are not encoded: what a function loads has no content to compare.
 
     Args:
         inner: the plugin; name: its registered name; settings: its ``Config`` instance.
@@ -234,7 +234,7 @@ class CachedAttribution:
 
 
 def tables_digest(data: ForgetRetain) -> str | None:
-    """Return a hash of the content of all tables; ``None`` when pictures come from a function and are not encoded.
+    """Return a hash of the content of all tables; ``None`` when images come from a function and are not encoded.
 
     Args:
         data: the tables that a method or a regularizer hands over, which need not be those of the run.

@@ -36,7 +36,7 @@ BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def estimate(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> Cost:
-    """Estimate time, memory, disk, pictures and downloads of a run.
+    """Estimate time, memory, disk, images and downloads of a run.
 
     Time is (multiply-adds of attribution, training and measuring) / (speed of the machine), where the speed is what
     earlier runs on this device reached (`remember_speed`), else a default. ``before`` is counted although it may come
@@ -48,11 +48,11 @@ def estimate(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> Cost:
         manifest: what the data counts.
 
     Returns:
-        seconds, peak bytes of memory, bytes on disk, number of pictures, bytes to download.
+        seconds, peak bytes of memory, bytes on disk, number of images, bytes to download.
     """
     work = training_work(config, facts, manifest)
     images = count_images(config, facts, manifest)
-    work += images * _picture_work(config, facts)
+    work += images * _image_work(config, facts)
     return Cost(
         seconds=START_SECONDS + work / speed_of(config.run.device, config.run.threads),
         memory=_memory(config, facts),
@@ -104,7 +104,7 @@ def training_work(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> f
 
 
 def count_images(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> int:
-    """Return how many pictures measuring draws, before and after together."""
+    """Return how many images measuring draws, before and after together."""
     if Capability.GENERATE not in facts.capabilities:
         return 0
     drawing = any("generate" in choice.entry.needs for choice in config.metrics)
@@ -161,7 +161,7 @@ def _remembered() -> Mapping[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _picture_work(config: RunConfig, facts: ModelFacts) -> float:
+def _image_work(config: RunConfig, facts: ModelFacts) -> float:
     generation = facts.generation
     steps = config.measure.steps if config.measure.steps is not None else generation.get("steps", 50)
     guidance = config.measure.guidance if config.measure.guidance is not None else generation.get("guidance", 7.5)
@@ -182,9 +182,9 @@ def _memory(config: RunConfig, facts: ModelFacts) -> int:
 
 def _disk(config: RunConfig, facts: ModelFacts) -> int:
     trained = _trained(config, facts)
-    pictures = 2 * config.measure.samples * facts.resolution**2 * 3
+    images = 2 * config.measure.samples * facts.resolution**2 * 3
     # The edit, and two checkpoints of weights and two moments.
-    return int(trained * 4 * (1 + 2 * 3) + 2 * pictures + 2**20)
+    return int(trained * 4 * (1 + 2 * 3) + 2 * images + 2**20)
 
 
 def _trained(config: RunConfig, facts: ModelFacts) -> int:

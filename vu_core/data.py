@@ -212,7 +212,7 @@ class EvaluationItem:
 
 
 class Judge(Protocol):
-    """Names what is on a picture; comes with the data, was never trained on generated images."""
+    """Names what is on an image; comes with the data, was never trained on generated images."""
 
     fingerprint: str
 
@@ -229,12 +229,12 @@ class Evaluation:
         split: ``validation`` or ``held-out``.
         items: what is generated or classified, forget and retain, in a fixed order.
         axes: values per axis; the axis of a concept decides what is "the same domain" (IRA) and "the other" (CRA).
-        judge: names what is on a picture; ``None`` when the data has no judge.
+        judge: names what is on an image; ``None`` when the data has no judge.
         examples: unseen images of both sides, for scores that need real images.
-        samples: items whose pictures go into the report, forget first.
+        samples: items whose images go into the report, forget first.
         concepts: what was forgotten; a metric that needs no more than "forget" or "retain" reads
             `EvaluationItem.forget`.
-        generation: ``steps`` and ``guidance`` of every picture; filled in by the stage, from ``[measure]`` or the
+        generation: ``steps`` and ``guidance`` of every image; filled in by the stage, from ``[measure]`` or the
             model.
     """
 

@@ -14,7 +14,8 @@ class Event:
 
     Known types: ``stage`` (``state``: ``begin`` or ``end``), ``progress`` (step of total with values, such as losses),
     ``checkpoint``, ``resume``, ``warning`` and ``note`` (``text``), ``score``, ``gradient_conflict``, ``log``,
-    ``written`` (``file``), ``interrupted``, ``error``. Listeners ignore types they do not know.
+    ``section`` (``title`` and ``html``, for the report), ``written`` (``file``), ``interrupted``, ``error``. Listeners
+    ignore types they do not know.
 
     Args:
         type: one of the words above.

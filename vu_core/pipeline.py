@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -166,13 +167,13 @@ def measure_run(
 def generate(
     folder: Path, prompt: str, seed: int, *, plugins: Plugins, on_event: OnEvent | None = None
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Make one picture with the untouched and one with the edited model of a run, from the same noise.
+    """Make one image with the untouched and one with the edited model of a run, from the same noise.
 
     Returns:
         uint8 arrays ``(H, W, 3)``: before, after.
 
     Raises:
-        MeasureError: the model makes no pictures (``VU-S051``). RecordError: there is no run or no edit
+        MeasureError: the model makes no images (``VU-S051``). RecordError: there is no run or no edit
             (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
     """
     from vu_core.contracts import TextToImage
@@ -184,7 +185,7 @@ def generate(
         if not isinstance(model, TextToImage):
             raise MeasureError(
                 "VU-S051",
-                f"The model {model.facts.name!r} makes no pictures from prompts.",
+                f"The model {model.facts.name!r} makes no images from prompts.",
                 "Use `vu measure` for this run.",
                 where=f"model {model.facts.name!r}",
             )
@@ -240,17 +241,18 @@ def _work(
     except Exception as error:
         log.append(Event("error", "run", {"problem": f"{type(error).__name__}: {error}"}))
         if is_out_of_memory(error):
-            raise _out_of_memory(plan) from error
+            remedy = "Use a smaller unlearner.training.batch_size with more accumulation, or --set run.precision=bf16."
+            raise _out_of_memory(plan, remedy) from error
         raise
     _check_status(record, strict)
     return record
 
 
-def _out_of_memory(plan: Plan) -> UnlearnError:
+def _out_of_memory(plan: Plan, remedy: str) -> UnlearnError:
     return UnlearnError(
         "VU-U053",
         f"The device {plan.config.run.device!r} ran out of memory.",
-        "Use a smaller unlearner.training.batch_size with more accumulation, or --set run.precision=bf16.",
+        remedy,
         where="run.device",
     )
 
@@ -312,7 +314,7 @@ def _opened(
         raise RecordError(
             "VU-R052",
             f"The run {str(folder)!r} has no edit yet.",
-            f"Finish it first: `vu unlearn --resume {folder}`.",
+            f"Finish it first: `vu unlearn --resume {shlex.quote(str(folder))}`.",
             where=str(folder),
         )
     plan = dry_run(_read(folder, overrides), plugins=plugins)
@@ -321,14 +323,20 @@ def _opened(
     asked_otherwise = ("measure.", "metric.", "run.device")
     edited = [key for key in changed_keys(plan.config, then) if not key.startswith(asked_otherwise)]
     if edited:
-        raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be measured or painted")
+        raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be measured or generated from")
     if _data_changed(plan, then):
         text = f"The data {plan.manifest.name!r} has changed since the run: what it holds out may have been trained on."
         emit(Event("warning", "load", {"text": text}))
     with logs_as_events(_emitter(None, None, on_event)), cpu_threads(plan.config.run.threads):
-        with _stage(emit, "load"):
-            bench = load(plan, plugins, folder, emit, with_data=False)
-        yield bench, load_edit(folder / run_folder.EDIT), emit
+        try:
+            with _stage(emit, "load"):
+                bench = load(plan, plugins, folder, emit, with_data=False)
+            yield bench, load_edit(folder / run_folder.EDIT), emit
+        except Exception as error:
+            if is_out_of_memory(error):
+                free = "Stop what else uses its memory, or name another run.device in the run.toml of the run."
+                raise _out_of_memory(plan, free) from error
+            raise
 
 
 def _emitter(plugins: Plugins | None, log: run_folder.EventLog | None, on_event: OnEvent | None) -> OnEvent:
@@ -376,7 +384,13 @@ def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
         raise
     except VuError as error:
         if run_folder.has_won_something(folder) and run_folder.state_of(folder) == "incomplete":
-            error.remedy += f" When that is mended, the run goes on with `vu unlearn --resume {folder}`."
+            place = shlex.quote(str(folder))
+            error.remedy += (
+                f" If neither the configuration nor a version has to change, the run goes on with "
+                f"`vu unlearn --resume {place}`."
+            )
+            if (folder / run_folder.EDIT).exists():  # a metric that fails must not cost a training
+                error.remedy += f" Its edit is kept: `vu measure {place} --set measure.metrics=[...]` measures it."
         raise
 
 
@@ -391,7 +405,8 @@ def _check_resumable(folder: Path) -> None:
         raise RecordError(
             "VU-R054",
             f"The run {str(folder)!r} is complete; there is nothing to resume.",
-            f"Repeat it with `vu unlearn -c {folder / run_folder.RUN}`, or measure again: `vu measure {folder}`.",
+            f"Repeat it with `vu unlearn -c {shlex.quote(str(folder / run_folder.RUN))}`, or measure again: "
+            f"`vu measure {shlex.quote(str(folder))}`.",
             where=str(folder),
         )
 

@@ -21,7 +21,7 @@ class Capability(StrEnum):
     CLASSIFY = "classify"
     """Logits and features of images."""
     JUDGE = "judge"
-    """The *data* names what is on a picture."""
+    """The *data* names what is on an image."""
     UNSEEN = "unseen"
     """The *data* keeps examples of both sides out of training, in the part that ``measure.split`` names."""
 
@@ -35,7 +35,7 @@ class ModelFacts:
         base_hash: hash over the stored tensors as on disk.
         capabilities: what it can do.
         parameters: number of parameters of the whole model; bytes: size of the tensors as loaded.
-        resolution: native picture size in pixels.
+        resolution: native image size in pixels.
         prediction: ``epsilon``, ``v_prediction`` or empty.
         forward_gflops: cost of one forward pass of the denoiser or classifier for one image, 10^9 multiply-adds.
         downloads: bytes that must be fetched before the model can be loaded.
@@ -62,7 +62,7 @@ class Cost:
     """Estimated cost of a run.
 
     Args:
-        seconds: wall time; memory: peak bytes; disk: bytes written; images: pictures generated; downloads: bytes
+        seconds: wall time; memory: peak bytes; disk: bytes written; images: images generated; downloads: bytes
             fetched.
     """
 

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from vu_core.config import as_dict, flat
+from vu_core.config import as_dict, flat, short_origin
 from vu_core.record import RunRecord
 from vu_core.score import Score, Scorecard
 from vu_core.units import bytes_text
@@ -19,7 +19,7 @@ from vu_core.units import bytes_text
 if TYPE_CHECKING:
     from vu_core.stages.bench import Bench
 
-Picture = tuple[str, bytes, bytes]
+Image = tuple[str, bytes, bytes]
 """Caption, PNG before, PNG after."""
 
 CAUTION = {
@@ -28,10 +28,10 @@ CAUTION = {
 }
 
 
-def report_html(record: RunRecord, bench: Bench, pictures: Sequence[Picture]) -> str:
-    """Return the report: claim, scores with intervals, pictures, sections of plugins, configuration with origins.
+def report_html(record: RunRecord, bench: Bench, images: Sequence[Image]) -> str:
+    """Return the report: claim, scores with intervals, images, sections of plugins, configuration with origins.
 
-    It is one file without scripts, fonts or links to anywhere; pictures are data URIs.
+    It is one file without scripts, fonts or links to anywhere; images are data URIs.
     """
     card = record.scorecard
     return _template("report.html").substitute(
@@ -39,7 +39,7 @@ def report_html(record: RunRecord, bench: Bench, pictures: Sequence[Picture]) ->
         claim=escape(claim(record)),
         status=_status_html(card),
         scores=_score_table(card.scores) if card is not None else "<p>Nothing was measured.</p>",
-        pictures=_grid(pictures),
+        images=_grid(images),
         sections="\n".join(
             f"<h2>{escape(section.title)}</h2>\n{section.html}" for section in bench.run.report.sections
         ),
@@ -207,21 +207,21 @@ def _range(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} to {seeds[-1]}" if whole and len(seeds) > 1 else ", ".join(map(str, seeds))
 
 
-def _grid(pictures: Sequence[Picture]) -> str:
-    if not pictures:
+def _grid(images: Sequence[Image]) -> str:
+    if not images:
         return ""
     figures = []
-    for caption, before, after in pictures:
+    for caption, before, after in images:
         pair = f'<img src="{_data_uri(before)}" alt="before"><img src="{_data_uri(after)}" alt="after">'
         figures.append(
             f'<figure><div class="pair">{pair}</div><figcaption>{escape(caption)}<br>'
             '<span class="quiet">left: before, right: after</span></figcaption></figure>'
         )
-    return '<h2>Before and after</h2>\n<div class="pictures">\n' + "\n".join(figures) + "\n</div>"
+    return '<h2>Before and after</h2>\n<div class="images">\n' + "\n".join(figures) + "\n</div>"
 
 
-def _data_uri(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+def _data_uri(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
@@ -264,11 +264,11 @@ def _configuration(bench: Bench) -> str:
     shareable = dict(flat(as_dict(config, places=False)))
     rows = []
     for key, value in flat(as_dict(config)):
-        if value is None:
+        if value is None or key == "run.out":  # says where a run is kept, not what it is
             continue
         if value != shareable[key]:  # where it lies is nobody else's business; `run.toml` knows
             value = f".../{PurePath(value).name}"
-        origin = escape(str(config.origins.get(key, "default")))
+        origin = escape(short_origin(config.origins.get(key, "default")))
         shown = escape(json.dumps(value, default=str))
         cells = (f"<code>{escape(key)}</code>", f"<code>{shown}</code>", f'<span class="quiet">{origin}</span>')
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from vu_core.event import Event
 
 RUN, EDIT, SCORES, EVENTS = "run.toml", "edit.safetensors", "scores.json", "events.jsonl"
 ENVIRONMENT, REPORT, CARD = "environment.json", "report.html", "README.md"
-PICTURES, CHECKPOINTS = "pictures", "checkpoints"
+IMAGES, CHECKPOINTS = "images", "checkpoints"
 LOCK = ".lock"
 FREQUENT = ("progress", "gradient_conflict")
 """Types of events that come with every step of training."""
@@ -96,7 +97,7 @@ def _occupied(folder: Path, state: State) -> RecordError:
         "foreign": "is not an empty folder",
     }[state]
     remedies = {
-        "incomplete": f"Continue it with `vu unlearn --resume {folder}`, or choose another --out.",
+        "incomplete": f"Continue it with `vu unlearn --resume {shlex.quote(str(folder))}`, or choose another --out.",
         "complete": "Choose another --out; a finished run is never overwritten.",
         "foreign": "Choose an --out that is empty or does not exist yet.",
     }
@@ -325,7 +326,7 @@ def changed_since(folder: Path, changed: Sequence[str], *, doing: str = "go on")
     return RecordError(
         "VU-R053",
         f"The run {str(folder)!r} cannot {doing}: since it began, these have changed: {', '.join(changed)}.",
-        f"Put back what it began with, or start anew: `vu unlearn -c {folder / RUN}`.",
+        f"Put back what it began with, or start anew: `vu unlearn -c {shlex.quote(str(folder / RUN))}`.",
         where=str(folder),
     )
 

@@ -25,6 +25,9 @@ def setting(
 ) -> Any:
     """Declare a field of a frozen attrs ``Config`` with its range and its line of help.
 
+    What is wrong with the value alone is told together with what is wrong elsewhere in a configuration. A condition on
+    several fields belongs to ``@field.validator`` or ``__attrs_post_init__``, which run once every value is right.
+
     Args:
         default: value when nothing is said; without one the field is required.
         help: one line for ``vu describe`` and ``--help``.
@@ -65,7 +68,7 @@ def setting(
         if problem:
             raise ValueError(problem)
 
-    marks = {"speed_only": speed_only, "path": path}
+    marks = {"speed_only": speed_only, "path": path, "validate": validate}
     metadata = {"help": help, "choices": tuple(choices) if choices else None, **marks, **bounds}
     if factory is not None:
         return attrs.field(factory=factory, validator=validate, metadata=metadata)

@@ -47,6 +47,8 @@ USAGE = [
     (["unlearn", "--method", "a", "--method=b"], "VU-C120", "'a' and 'b'"),
     (["unlearn", "-c", "a.toml", "--config", "b.toml", "-cc.toml"], "VU-C120", "'a.toml' and 'b.toml' and 'c.toml'"),
     (["measure", "run", "--seeds", "1", "--seeds", "2"], "VU-C120", "'1' and '2'"),
+    (["generate", "run", "--seed", "1", "--seed", "2", "--", "--seed"], "VU-C120", "as '1' and '2'."),
+    (["generate", "run", "--out", "--seed", "--seed=1", "--seed", "2", "a"], "VU-C120", "as '1' and '2'."),
     (["unlearn", "--resume", "r", "--method", "fade", "--set", "run.seed=1"], "VU-C123", "--method, --set"),
 ]
 
@@ -62,6 +64,8 @@ def test_usage_errors_name_the_problem_and_the_remedy(vu, line, code, fragment, 
     assert done.out == ""
     assert list(tmp_path.iterdir()) == []
 
+
+COMPLETE = ("run.toml", "edit.safetensors", "scores.json", "README.md")
 
 CLASSES = [
     (ConfigError, 2),
@@ -142,6 +146,79 @@ def test_a_bug_is_told_even_when_no_report_can_be_written(vu, monkeypatch, tmp_p
     assert done.status == 1
     assert "no report could be written" in done.err
     assert "Traceback" in done.err
+
+
+@pytest.mark.parametrize("code", ["VU-P007", "VU-P009"])
+def test_a_plugin_that_failed_leaves_a_report_for_its_authors(vu, monkeypatch, tmp_path, code):
+    def shade():
+        raise ZeroDivisionError("a secret of arithmetic")
+
+    def fail(*_args, **_settings):
+        try:
+            shade()
+        except ZeroDivisionError as error:
+            raise PluginError(code, "The metric 'shade' failed.", "Tell the authors of vu-shades.") from error
+
+    monkeypatch.setenv("VU_CACHE", str(tmp_path))
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    done = vu("unlearn", "--dry-run")
+    assert done.status == 3
+    (report,) = (tmp_path / "reports").iterdir()
+    assert done.err.splitlines() == [
+        f"Error {code}: The metric 'shade' failed.",
+        "  what to do  Tell the authors of vu-shades.",
+        f"  report      {report}",
+        f"  details     vu explain {code}",
+    ]
+    text = report.read_text()
+    assert "in shade" in text
+    assert "ZeroDivisionError: a secret of arithmetic" in text
+
+    error = json.loads(vu("unlearn", "--dry-run", "--json").out)["error"]
+    assert (error["code"], error["exit_status"]) == (code, 3)
+    assert Path(error["report"]).exists()
+
+
+def test_the_traceback_of_a_plugin_is_shown_when_it_cannot_be_written(vu, monkeypatch, tmp_path):
+    def fail(*_args, **_settings):
+        raise PluginError("VU-P009", "It failed.", "Tell its authors.") from KeyError("grey")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VU_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    err = vu("unlearn", "--dry-run").err
+    assert "  report      none could be written\n" in err
+    assert "KeyError: 'grey'" in err
+
+
+def test_other_errors_leave_no_report(vu, monkeypatch, tmp_path):
+    def fail(*_args, **_settings):
+        raise DataError("VU-Z999", "There is no folder.", "Check the path.") from OSError("gone")
+
+    monkeypatch.setenv("VU_CACHE", str(tmp_path))
+    monkeypatch.setattr(pipeline, "dry_run", fail)
+    assert "report" not in vu("unlearn", "--dry-run").err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("files", "goes_on"), [(("run.toml",), True), ((), False), (COMPLETE, False)], ids=str)
+def test_a_bug_says_how_a_run_goes_on_that_can(vu, monkeypatch, tmp_path, files, goes_on):
+    def fail(*_args, on_plan, **_settings):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        for name in files:
+            (tmp_path / "mine" / name).write_text("")
+        on_plan(None, tmp_path / "mine")
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setenv("VU_CACHE", str(tmp_path))
+    monkeypatch.setattr("vu_cli.unlearn.show_plan", lambda *_: None)
+    monkeypatch.setattr(pipeline, "execute", fail)
+    done = vu("unlearn")
+    assert done.status == 1
+    assert (f"vu unlearn --resume {tmp_path / 'mine'}\n" in done.err) == goes_on
+    error = json.loads(vu("unlearn", "--json").out)["error"]
+    assert error["resume"] == (str(tmp_path / "mine") if goes_on else None)
 
 
 def test_an_empty_prompt_is_a_prompt(vu, tmp_path):

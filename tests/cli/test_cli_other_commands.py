@@ -305,6 +305,20 @@ def test_paragraphs_of_a_page_are_lines_that_the_terminal_breaks(vu, monkeypatch
     assert all(len(line) + 1 + len(follows.split()[0]) > 40 for line, follows in pairwise(first))
 
 
+@pytest.mark.parametrize("begins", ["3.5 GB are enough", "**All** of them", "*some* of them", "-1 is wrong", "#7 is"])
+def test_a_line_that_only_looks_like_an_item_goes_on_with_the_paragraph(begins):
+    from vu_cli.explain import _plain
+
+    assert _plain(f"# VU-X001: A title\n\nOne two\n{begins}\n").splitlines()[2:] == [f"One two {begins}"]
+
+
+@pytest.mark.parametrize("begins", ["- first", "* first", "12. first", "| a |", "|---|"])
+def test_an_item_and_a_row_begin_a_line(begins):
+    from vu_cli.explain import _plain
+
+    assert _plain(f"# VU-X001: A title\n\nOne two\n{begins}\n").splitlines()[2:] == ["One two", begins]
+
+
 def test_the_index_of_errors_is_complete():
     index = (ROOT / "docs/errors/README.md").read_text(encoding="utf-8")
     for page in sorted((ROOT / "docs/errors").glob("VU-*.md")):

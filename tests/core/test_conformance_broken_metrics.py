@@ -149,7 +149,7 @@ def test_toys_refuse_what_they_cannot_do(tmp_path: Path) -> None:
     """The toys are documented for authors, so their own errors are tested too."""
     run = toys.toy_run(tmp_path)
     empty = attrs.evolve(toys.toy_evaluation(run), items=())
-    with pytest.raises(MeasureError, match="no picture"):
+    with pytest.raises(MeasureError, match="no image"):
         B(B.Config()).observe(ToyPainter(), empty, run)
     with pytest.raises(DataError, match="Did you mean 'colour:red'"):
         toys.ToyData("", toys.ToyDataConfig()).parse(["colour:redd"], [])

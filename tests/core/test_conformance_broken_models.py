@@ -174,9 +174,9 @@ MODEL: list[Broken] = [
         ("test_a_row_does_not_depend_on_its_batch", model(predict=batch_mean), "prediction of a row"),
         ("test_captions_matter", model(predict=deaf_predict), "does not depend on the caption"),
         ("test_gradients_reach_the_denoiser", model(predict=cut), "no gradient reaches"),
-        ("test_pictures_follow_their_seed", model(generate=shared_noise), "two seeds gave one picture"),
-        ("test_pictures_follow_their_seed", model(generate=floats), "pictures are float64"),
-        ("test_steps_and_guidance_matter", model(generate=unguided), "guidance changes no picture"),
+        ("test_images_follow_their_seed", model(generate=shared_noise), "two seeds gave one image"),
+        ("test_images_follow_their_seed", model(generate=floats), "images are float64"),
+        ("test_steps_and_guidance_matter", model(generate=unguided), "guidance changes no image"),
         ("test_model_is_left_alone", model(prepare=training_mode), "another mode"),
         ("test_logits_per_image", Classifies.case, "depends on the batch"),
     ]
@@ -257,7 +257,7 @@ def brighter(built: Any) -> Any:
     return attrs.evolve(built, forget=attrs.evolve(built.forget, load=lambda r, g: load(r, g) * 3))
 
 
-def unsteady_pictures(built: Any) -> Any:
+def unsteady_images(built: Any) -> Any:
     shift, load = next(COUNTER) / 1e5, built.forget.load
     return attrs.evolve(built, forget=attrs.evolve(built.forget, load=lambda r, g: load(r, g) * (1 - shift)))
 
@@ -325,11 +325,11 @@ DATA: list[Broken] = [
         ),
         ("test_sides_are_what_they_say", data(build=builds(swapped)), "of retain shows"),
         ("test_sides_are_what_they_say", data(build=builds(unwritten)), "overwrite caption is empty"),
-        ("test_pixels_are_pictures", data(build=builds(brighter)), "leave [-1, 1]"),
-        ("test_held_out_is_not_touched_by_build", data(build=leaks), "held-out pictures are in"),
+        ("test_pixels_are_images", data(build=builds(brighter)), "leave [-1, 1]"),
+        ("test_held_out_is_not_touched_by_build", data(build=leaks), "held-out images are in"),
         ("test_held_out_is_not_touched_by_build", data(build=peeks), "asks for the held-out part"),
         ("test_train_and_validation_are_disjoint", data(build=builds(overlaps)), "are in both"),
-        ("test_building_twice_gives_the_same", data(build=builds(unsteady_pictures)), "pictures differ"),
+        ("test_building_twice_gives_the_same", data(build=builds(unsteady_images)), "images differ"),
         (
             "test_evaluation_asks_with_the_seeds_of_the_split",
             data(evaluation=evaluates(reseeded)),

@@ -29,14 +29,14 @@ def answer(asked: dict[str, str]) -> str:
         words = pipeline.text_encoder(ids.input_ids)[0]
         out = pipeline.unet(inputs["noisy"].to(dtype), inputs["timesteps"], words).sample.float()
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
+    image = pipeline(
         ["a cat"],
         generator=[torch.Generator().manual_seed(5)],
         num_inference_steps=2,
         guidance_scale=2.0,
         output_type="pt",
     ).images
-    save_file({"out": out.contiguous(), "picture": picture.float().contiguous()}, asked["result"])
+    save_file({"out": out.contiguous(), "image": image.float().contiguous()}, asked["result"])
     return "done" if not any(name.startswith("vu") for name in sys.modules) else "vu was imported"
 
 

@@ -1,4 +1,4 @@
-"""One run from a user's model and pictures to a file that plain diffusers loads, in every kind of model and data."""
+"""One run from a user's model and images to a file that plain diffusers loads, in every kind of model and data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vu_diffusers.model import Config, Diffusers
 from vu_diffusers.tiny import tiny_pipeline
 
 Ask = Callable[[dict[str, str]], dict[str, torch.Tensor]]
-PICTURES = 5
+IMAGES = 5
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pa
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, tuple[str, ...], tuple[str, ...]]]:
-    """The same pictures as class folders, with metadata.jsonl, and in a metafile: path, forget, overwrite."""
+    """The same images as class folders, with metadata.jsonl, and in a metafile: path, forget, overwrite."""
     root = tmp_path_factory.mktemp("data")
     generator = np.random.default_rng(0)
     entries: dict[str, list[dict[str, str]]] = {"forget": [], "retain": []}
     for name, side in (("cat", "forget"), ("dog", "retain")):
-        for number in range(PICTURES):
-            picture = Image.fromarray(generator.integers(0, 256, (36, 40, 3), dtype=np.uint8))
+        for number in range(IMAGES):
+            image = Image.fromarray(generator.integers(0, 256, (36, 40, 3), dtype=np.uint8))
             for place in (root / "classes" / name, root / "sides" / side):
                 place.mkdir(parents=True, exist_ok=True)
-                picture.save(place / f"{number}.png")
+                image.save(place / f"{number}.png")
             entry = {"file_name": f"{number}.png", "text": f"An image of {name}.", "overwrite": "An image of dog."}
             entries[side].append(entry)
     for side, listed in entries.items():
@@ -109,7 +109,7 @@ def run_it(plugins: Plugins, **values: Any) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("variant", ["", "fp16"])
 @pytest.mark.parametrize("form", ["class folders", "metadata.jsonl", "metafile"])
-def test_from_pictures_to_plain_diffusers(
+def test_from_images_to_plain_diffusers(
     prediction: str,
     precision: str,
     variant: str,
@@ -124,7 +124,7 @@ def test_from_pictures_to_plain_diffusers(
     from safetensors.torch import save_file
 
     folder = models[prediction, variant]
-    pictures, forget, overwrite = data[form]
+    images, forget, overwrite = data[form]
     record = run_it(
         plugins,
         run__seed=3,
@@ -133,7 +133,7 @@ def test_from_pictures_to_plain_diffusers(
         run__out=str(tmp_path / "run"),
         model__name=str(folder),
         **({"model__variant": variant} if variant else {}),
-        data__name=str(pictures),
+        data__name=str(images),
         data__forget=forget,
         data__overwrite=overwrite,
         unlearner__method="fade",
@@ -161,7 +161,7 @@ def test_from_pictures_to_plain_diffusers(
     captions = ["a", "An image of cat."]
     with torch.no_grad(), apply_edit(model.network, edit):
         ours = model.predict(noisy, timesteps, model.embed(captions))
-        picture = model.generate(["a cat"], [5], steps=2, guidance=2.0)[0].astype(int)
+        image = model.generate(["a cat"], [5], steps=2, guidance=2.0)[0].astype(int)
     with torch.no_grad():
         base = model.predict(noisy, timesteps, model.embed(captions))
     theirs = plain_diffusers(
@@ -176,5 +176,5 @@ def test_from_pictures_to_plain_diffusers(
     scale = 1 + float(ours.abs().max())
     assert float((ours - base).abs().max()) / scale > 2 * limit  # there is something to get wrong
     assert float((theirs["out"] - ours).abs().max()) / scale <= limit
-    drawn = (theirs["picture"][0].permute(1, 2, 0) * 255).round().numpy().astype(int)
-    assert np.abs(drawn - picture).max() <= (1 if precision == "fp32" else 40)
+    drawn = (theirs["image"][0].permute(1, 2, 0) * 255).round().numpy().astype(int)
+    assert np.abs(drawn - image).max() <= (1 if precision == "fp32" else 40)

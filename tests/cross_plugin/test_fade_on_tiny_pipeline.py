@@ -21,9 +21,9 @@ def pixels(row, generator):
 
 
 def table(side):
-    captions = tuple(f"{side} picture {row}" for row in range(3))
+    captions = tuple(f"{side} image {row}" for row in range(3))
     return Examples(
-        side=side, captions=captions, overwrites=("a plain picture",) * 3 if side == "forget" else None, load=pixels
+        side=side, captions=captions, overwrites=("a plain image",) * 3 if side == "forget" else None, load=pixels
     )
 
 
@@ -102,7 +102,7 @@ def test_the_edit_changes_the_answers_and_reverts(name, model, data, make_run):
 
     def ask():
         with torch.no_grad():
-            return model.predict(z, t, model.embed(["forget picture 0", "retain picture 0"]))
+            return model.predict(z, t, model.embed(["forget image 0", "retain image 0"]))
 
     before = ask()
     with apply_edit(model.network, edit):

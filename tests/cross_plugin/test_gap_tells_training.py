@@ -21,7 +21,7 @@ from vu_metrics.denoising_gap import DenoisingGap, DenoisingGapConfig
 
 
 def table(side: Side, first: int) -> Examples:
-    """Eight pictures of noise, other ones for every ``first``."""
+    """Eight images of noise, other ones for every ``first``."""
 
     def load(row: int, generator: torch.Generator) -> Tensor:
         return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(first + row)) * 2 - 1

@@ -62,16 +62,16 @@ def run(plugins: Plugins) -> None:
 
 def test_before_and_after_use_the_same_prompts_and_seeds(plugins: Plugins, asked: dict[str, list[Question]]) -> None:
     run(plugins)
-    assert len(asked["before"]) == 6 * 2 + 2  # every colour and shape with two seeds, and two pictures of the report
+    assert len(asked["before"]) == 6 * 2 + 2  # every colour and shape with two seeds, and two images of the report
     assert asked["before"] == asked["after"]
     assert {seed for _, seed, _, _ in asked["after"]} == {10_000, 10_001}
 
 
-@pytest.mark.parametrize("who", ["metric", "pictures"])
+@pytest.mark.parametrize("who", ["metric", "images"])
 def test_other_seeds_after_the_edit_would_be_noticed(
     who: str, plugins: Plugins, asked: dict[str, list[Question]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observe, pictures = UnlearnCanvas.observe, stage._pictures
+    observe, images = UnlearnCanvas.observe, stage._images
 
     def moved(items: Any) -> Any:
         return tuple(attrs.evolve(item, seed=item.seed + 1) for item in items)
@@ -81,15 +81,13 @@ def test_other_seeds_after_the_edit_would_be_noticed(
             self, model, attrs.evolve(evaluation, items=moved(evaluation.items)) if run.edit else evaluation, run
         )
 
-    def other_pictures(bench: Any, evaluation: Any, what: str) -> Any:
-        after = what == "pictures after"
-        return pictures(
-            bench, attrs.evolve(evaluation, samples=moved(evaluation.samples)) if after else evaluation, what
-        )
+    def other_images(bench: Any, evaluation: Any, what: str) -> Any:
+        after = what == "images after"
+        return images(bench, attrs.evolve(evaluation, samples=moved(evaluation.samples)) if after else evaluation, what)
 
     if who == "metric":
         monkeypatch.setattr(UnlearnCanvas, "observe", other_observe)
     else:
-        monkeypatch.setattr(stage, "_pictures", other_pictures)
+        monkeypatch.setattr(stage, "_images", other_images)
     run(plugins)
     assert asked["before"] != asked["after"]

@@ -111,7 +111,11 @@ def _leaves(error: Exception, inside: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(error, KeyError) and inside.rpartition(".")[2] in error.args:
         yield inside, "is required"
     elif isinstance(error, ValueError | TypeError):
-        yield inside, str(error).rstrip(".")
+        field = next((each for each in error.args if isinstance(each, attrs.Attribute)), None)
+        if field is None:
+            yield inside, str(error).rstrip(".")
+        else:  # a validator of attrs itself: text, field, what was allowed, value
+            yield f"{inside}.{field.name}", str(error.args[0]).rstrip(".")
     else:
         raise error  # a bug in somebody's validator, not a wrong value
 
@@ -201,12 +205,16 @@ def _parts(walk: Any, value: Any, wanted: Any) -> Any:
 
 
 def _record(wanted: Any, converter: BaseConverter) -> Any:
-    """Check each field where it is converted: then all are heard, and not only the first."""
+    """Check each field of `setting` where it is converted: then all are heard, and not only the first.
+
+    Validators that somebody else wrote may look at other fields, and run in the class's own ``__init__``.
+    """
 
     def checked(field: attrs.Attribute[Any], value: Any, kind: Any) -> Any:
         converted = converter.structure(value, kind)
-        if field.validator is not None:
-            field.validator(None, field, converted)
+        validate = field.metadata.get("validate")
+        if validate is not None:
+            validate(None, field, converted)
         return converted
 
     fields = attrs.fields(attrs.resolve_types(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,16 @@ def settle_ref(entry: Entry, ref: str) -> str:
 
 
 def absolute(text: str) -> str:
-    """Return the name of an existing file or folder as an absolute path, any other text as it is."""
+    """Return the name of an existing file or folder as an absolute path, any other text as it is.
+
+    A link keeps its own name: plugins look at the ending of a file and at what lies beside it.
+    """
     path = existing(text)
-    return text if path is None else str(path.resolve())
+    if path is None:
+        return text
+    named = Path(os.path.abspath(path))  # noqa: PTH100  `resolve` would follow the link
+    # Behind a link to a folder, ".." is not the folder that the text names before it.
+    return str(named if existing(str(named)) and named.samefile(path) else path.resolve())
 
 
 def existing(text: str) -> Path | None:

@@ -48,7 +48,7 @@ class MeasureSettings:
     split: str = setting("held-out", help="which part of data and seeds is asked", choices=("validation", "held-out"))
     metrics: tuple[str, ...] | None = setting(None, help="names of metrics; those the data names when absent")
     seeds: int = setting(2, help="seeds per item, counted from the start of the split", ge=1, le=10_000)
-    samples: int = setting(4, help="pictures in the report, before and after; 0 = none", ge=0)
+    samples: int = setting(4, help="images in the report, before and after; 0 = none", ge=0)
     steps: int | None = setting(None, help="sampling steps; those of the model when absent", ge=1)
     guidance: float | None = setting(None, help="guidance scale; that of the model when absent", ge=0)
 

@@ -88,14 +88,14 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every value in nested tables.
+    """Yield (dotted key, value) for every value in nested tables; a table without values is one itself.
 
     Example:
         >>> dict(flat({"run": {"seed": 1}, "data": {"crop": {"size": 8}}}))
         {'run.seed': 1, 'data.crop.size': 8}
     """
     for key, value in tables.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -152,11 +152,21 @@ def _blocks(path: str, values: Mapping[str, Any], origins: Mapping[str, str]) ->
 
 
 def _comment(origin: str) -> str:
-    """Return the origin as a comment; of a file only its name, so that no folder of a machine is recorded."""
-    file, colon, line = origin.rpartition(":")
-    shown = f"{PurePath(file).name}:{line}" if colon and line.isdigit() else origin
+    """Return the origin as a comment."""
+    shown = short_origin(origin)
     # A control character in a file name would end the comment.
     return f"  # {re.sub(r'[^ -~]', '?', shown)}" if shown else ""
+
+
+def short_origin(origin: str) -> str:
+    """Return where a value comes from; of a file only its name, so that no folder of a machine is recorded.
+
+    Example:
+        >>> short_origin("/home/me/neon.toml:3"), short_origin("--seed")
+        ('neon.toml:3', '--seed')
+    """
+    file, colon, line = origin.rpartition(":")
+    return f"{PurePath(file).name}:{line}" if colon and line.isdigit() else origin
 
 
 def run_id(config: RunConfig, *, base_hash: str, data_digest: str, versions: Mapping[str, str]) -> str:

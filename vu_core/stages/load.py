@@ -235,12 +235,12 @@ def configuration_digests(config: RunConfig) -> dict[str, str]:
 
 
 def changed_keys(config: RunConfig, environment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys whose values are not those that ``environment.json`` noted, in the order of the file.
+    """Return the keys whose values are not those that ``environment.json`` noted, or that it did not note.
 
-    A key that was not noted belongs to a field that its plugin did not have yet.
+    They are in the order of the file, the new ones last.
     """
-    now = configuration_digests(config)
-    return tuple(key for key, known in environment["configuration"].items() if now.get(key) != known)
+    then, now = environment["configuration"], configuration_digests(config)
+    return tuple(key for key in dict.fromkeys((*then, *now)) if now.get(key) != then.get(key))
 
 
 def _memory_gib() -> float | None:

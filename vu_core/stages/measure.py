@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +21,7 @@ from vu_core.run import Run
 from vu_core.score import Score, Scorecard, Status
 from vu_core.stages.apply import apply
 from vu_core.stages.bench import Bench
+from vu_core.stages.plan import NOTHING_MEASURES, measures_forgetting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ FIRST_SEED: Mapping[str, int] = {"validation": 0, "held-out": 10_000}
 
 @attrs.frozen(eq=False)
 class Samples:
-    """Pictures for the report: the items and uint8 ``(N, H, W, 3)`` before and after the edit."""
+    """Images for the report: the items and uint8 ``(N, H, W, 3)`` before and after the edit."""
 
     items: tuple[EvaluationItem, ...]
     before: np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ class Samples:
 
 @attrs.frozen(eq=False)
 class Measured:
-    """What the stage returns: the scores, and the pictures that go with them (``None`` when there are none)."""
+    """What the stage returns: the scores, and the images that go with them (``None`` when there are none)."""
 
     scorecard: Scorecard
     samples: Samples | None = None
@@ -58,10 +59,12 @@ def measure(bench: Bench, edit: Edit) -> Measured:
 
     Returns:
         Scores in the order of the metrics. The status is ``not_forgotten`` when any metric doubts that forgetting
-        happened, else ``retain_collapsed`` when any metric doubts that the rest was kept, else ``ok``.
+        happened or nothing measured it, else ``retain_collapsed`` when any metric doubts that the rest was kept, else
+        ``ok``.
 
     Raises:
-        MeasureError: a metric gave nothing, or a number that is not finite (``VU-S050``).
+        MeasureError: a metric gave nothing, no `Score`, a number that is not finite, or a doubt that is none
+            (``VU-S050``).
         PluginError: the code of a metric, of the data or of the model failed (``VU-P009``).
     """
     run = bench.run
@@ -69,33 +72,35 @@ def measure(bench: Bench, edit: Edit) -> Measured:
     evaluation = evaluate_on(bench)
     _note_idle_seeds(bench)
     before = {name: _before(bench, name, metric, evaluation) for name, metric in bench.metrics.items()}
-    pictures_before = _pictures(bench, evaluation, "pictures before")
+    images_before = _images(bench, evaluation, "images before")
     with apply(bench.model, edit):
         seen = attrs.evolve(run, edit=edit)
         after = {name: _observed(bench, name, metric, evaluation, seen) for name, metric in bench.metrics.items()}
-        pictures_after = _pictures(bench, evaluation, "pictures after")
+        images_after = _images(bench, evaluation, "images after")
     scores: list[Score] = []
     doubts: list[tuple[Status, str]] = []
     for name, metric in bench.metrics.items():
         with asked(_entry(bench, name), bench.entries):
-            found = tuple(metric.scores(before[name], after[name], evaluation))
-            scores += [_complete(score, _entry(bench, name), metric, evaluation) for score in _finite(name, found)]
-            doubts += metric.doubts(found)
+            found = _finite(name, _several(name, metric.scores(before[name], after[name], evaluation)))
+            scores += [_complete(score, _entry(bench, name), metric, evaluation) for score in found]
+            doubts += _known(name, _several(name, metric.doubts(found)))
+    if not measures_forgetting(bench.plan.config, bench.plan.manifest):
+        doubts.append(("not_forgotten", NOTHING_MEASURES.capitalize()))
     for score in scores:
         run.emit("score", name=score.name, before=score.before, after=score.after)
     samples = None
-    if pictures_before is not None and pictures_after is not None:
-        samples = Samples(evaluation.samples, pictures_before, pictures_after)
+    if images_before is not None and images_after is not None:
+        samples = Samples(evaluation.samples, images_before, images_after)
     card = Scorecard(evaluation.split, _status(doubts), tuple(scores), tuple(text for _, text in doubts))
     return Measured(card, samples)
 
 
 def _note_idle_seeds(bench: Bench) -> None:
-    """Say that seeds which were asked for change no score, where no metric makes pictures."""
+    """Say that seeds which were asked for change no score, where no metric makes images."""
     config: RunConfig = bench.plan.config
     asked_for = config.origins.get("measure.seeds", "").startswith("--")
     if asked_for and not any(_draws(choice.entry) for choice in config.metrics):
-        bench.run.emit("note", text="No metric here makes pictures: measure.seeds changes no score, only the pictures.")
+        bench.run.emit("note", text="No metric here makes images: measure.seeds changes no score, only the images.")
 
 
 def split_seeds(split: str, count: int) -> tuple[int, ...]:
@@ -109,7 +114,7 @@ def split_seeds(split: str, count: int) -> tuple[int, ...]:
 
 
 def evaluate_on(bench: Bench) -> Evaluation:
-    """Let the data plugin build what is measured on, and settle how pictures are made."""
+    """Let the data plugin build what is measured on, and settle how images are made."""
     plan, settings = bench.plan, bench.plan.config.measure
     with asked(plan.config.data.entry, bench.entries):
         evaluation = bench.dataset.evaluation(
@@ -124,7 +129,7 @@ def evaluate_on(bench: Bench) -> Evaluation:
 
 
 def generation(bench: Bench) -> dict[str, float]:
-    """Return ``steps`` and ``guidance`` of pictures: what ``[measure]`` says, else the model's own."""
+    """Return ``steps`` and ``guidance`` of images: what ``[measure]`` says, else the model's own."""
     settings, facts = bench.plan.config.measure, bench.model.facts.generation
     chosen = {"steps": settings.steps, "guidance": settings.guidance}
     return {**facts, **{name: value for name, value in chosen.items() if value is not None}}
@@ -182,7 +187,7 @@ def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evalua
     return digest(*content, *model, *data, generation, *items, "/", *examples, "/", *machine)
 
 
-def _pictures(bench: Bench, evaluation: Evaluation, what: str) -> np.ndarray[Any, Any] | None:
+def _images(bench: Bench, evaluation: Evaluation, what: str) -> np.ndarray[Any, Any] | None:
     model, items = bench.model, evaluation.samples
     if not items or not isinstance(model, TextToImage):
         return None
@@ -198,17 +203,46 @@ def _pictures(bench: Bench, evaluation: Evaluation, what: str) -> np.ndarray[Any
     return made
 
 
-def _finite(name: str, scores: Sequence[Score]) -> Sequence[Score]:
-    unsound = [score for score in scores if not all(number is None or math.isfinite(number) for number in _all(score))]
-    if scores and not unsound:
-        return scores
-    bad = ", ".join(score.name for score in unsound) or "no score at all"
-    raise MeasureError(
+def _several(name: str, answer: Any) -> tuple[Any, ...]:
+    if isinstance(answer, Iterable) and not isinstance(answer, str):
+        return tuple(answer)
+    raise _unusable(name, f"{type(answer).__name__!r}, where scores or doubts are several")
+
+
+def _known(name: str, doubts: Sequence[Any]) -> Sequence[tuple[Status, str]]:
+    """Return the doubts if each is a status and a sentence. Raises: MeasureError (``VU-S050``)."""
+    for doubt in doubts:
+        pair = isinstance(doubt, tuple | list) and len(doubt) == 2
+        if not (pair and doubt[0] in ("not_forgotten", "retain_collapsed") and isinstance(doubt[1], str)):
+            raise _unusable(
+                name, f"the doubt {doubt!r}, where each is ('not_forgotten' or 'retain_collapsed', sentence)"
+            )
+    return [(status, text) for status, text in doubts]
+
+
+def _unusable(name: str, what: str) -> MeasureError:
+    return MeasureError(
         "VU-S050",
-        f"The metric {name!r} gave {bad}, where every number must be finite.",
+        f"The metric {name!r} gave {what}.",
         "Tell the authors of the plugin; leave the metric out with measure.metrics meanwhile.",
         where=name,
     )
+
+
+def _finite(name: str, scores: Sequence[Any]) -> Sequence[Score]:
+    """Return the scores if there are any and all are sound. Raises: MeasureError (``VU-S050``)."""
+    for score in scores:
+        if not isinstance(score, Score):
+            raise _unusable(name, f"{type(score).__name__!r}, where each must be a Score")
+    unsound = [score for score in scores if not all(map(_is_finite, _all(score)))]
+    if scores and not unsound:
+        return scores
+    bad = ", ".join(score.name for score in unsound) or "no score at all"
+    raise _unusable(name, f"{bad}, where every number must be finite")
+
+
+def _is_finite(number: Any) -> bool:
+    return number is None or (isinstance(number, int | float) and math.isfinite(number))
 
 
 def _all(score: Score) -> tuple[float | None, ...]:
@@ -217,7 +251,7 @@ def _all(score: Score) -> tuple[float | None, ...]:
 
 
 def _complete(score: Score, entry: Entry, metric: Metric[Any], evaluation: Evaluation) -> Score:
-    """Fill in the seeds, of what makes pictures, and the fingerprint, which only the stage knows in full."""
+    """Fill in the seeds, of what makes images, and the fingerprint, which only the stage knows in full."""
     sampling = str(sorted(evaluation.generation.items()))
     fingerprint = digest(entry.name, metric.version, metric.fingerprint(evaluation), sampling, score.name)[:16]
     seeds = score.seeds or (tuple(sorted({item.seed for item in evaluation.items})) if _draws(entry) else ())
@@ -225,7 +259,7 @@ def _complete(score: Score, entry: Entry, metric: Metric[Any], evaluation: Evalu
 
 
 def _draws(entry: Entry) -> bool:
-    """Tell whether a metric makes pictures, the only ones that seeds are for."""
+    """Tell whether a metric makes images, the only ones that seeds are for."""
     return Capability.GENERATE in entry.needs
 
 

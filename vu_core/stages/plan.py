@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from re import match
-from typing import Any, TypeVar
 
 import attrs
 
-from vu_core.config import Choice, RunConfig, run_id
+from vu_core.blame import asked
+from vu_core.config import RunConfig, run_id
 from vu_core.config.problems import locating
 from vu_core.cost import estimate, steps_of, training_of
 from vu_core.data import Manifest, Selection
-from vu_core.errors import ConfigError, PlanError, PluginError, VuError
+from vu_core.errors import ConfigError, PlanError
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.plugins import Plugins
 from vu_core.registry import WORDS, Entry, Registry
 from vu_core.stages.load import check_device
 
-T = TypeVar("T")
+NOTHING_MEASURES = "nothing measures whether it was forgotten."
+"""What the plan and the scorecard say of a run whose metrics do not look at what the model does."""
 
 
 def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = None, max_gb: float | None = None) -> Plan:
@@ -38,7 +39,8 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
         ConfigError: a limit is no positive number (``VU-C052``), or the warm-up is as long as the run (``VU-C030``).
         PlanError: the parts do not fit together (``VU-L002``), exceed the budget (``VU-L003``), the device
             is not there (``VU-L050``), or plugins object (``VU-L004``).
-        ModelError, DataError: the model or the data cannot be used. PluginError: a plugin failed (``VU-P007``).
+        ModelError, DataError: the model or the data cannot be used. PluginError: a model or data plugin
+            failed (``VU-P009``), or a check of the plan did (``VU-P007``).
     """
     _check_limits({"--max-minutes": max_minutes, "--max-gb": max_gb})
     if config.run.device != "cpu":
@@ -47,16 +49,21 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     if config.run.seed is None:
         config, note = _with_seed(config)
         notes.append(note)
+    model_plugin, data_plugin = config.model.entry.load(), config.data.entry.load()
     with locating(config.origins):
-        facts: ModelFacts = _asked(config.model, lambda: _instance(config.model).inspect())
-        dataset = _asked(config.data, lambda: _instance(config.data))
-        with locating(config.origins, ("data.forget", "data.overwrite")):
-            selection: Selection = _asked(config.data, lambda: dataset.parse(config.forget, config.overwrite))
-        manifest: Manifest = _asked(config.data, lambda: dataset.manifest(selection))
+        with asked(config.model.entry):
+            facts: ModelFacts = model_plugin(config.model.ref, config.model.config).inspect()
+        with asked(config.data.entry):
+            dataset = data_plugin(config.data.ref, config.data.config)
+        with locating(config.origins, ("data.forget", "data.overwrite")), asked(config.data.entry):
+            selection: Selection = dataset.parse(config.forget, config.overwrite)
+        with asked(config.data.entry):
+            manifest: Manifest = dataset.manifest(selection)
     config, left_out = _without_unmeasurable(config, manifest)
     notes += left_out
     _check_needs(config, facts, manifest, plugins.registry)
-    _check_warmup(config, manifest)
+    with locating(config.origins):
+        _check_warmup(config, manifest)
     cost = estimate(config, facts, manifest)
     if facts.downloads:
         notes.append(f"{facts.downloads / 1e9:.2f} GB of '{facts.ref or facts.name}' must be downloaded first.")
@@ -114,41 +121,33 @@ def _with_seed(config: RunConfig) -> tuple[RunConfig, str]:
     return drawn, f"No seed was given: {seed} was drawn. Repeat the run with --seed {seed}."
 
 
-def _instance(choice: Choice) -> Any:
-    return choice.entry.load()(choice.ref, choice.config)
-
-
-def _asked(choice: Choice, question: Callable[[], T]) -> T:
-    """Return the answer of a plugin; what it raises besides `VuError` is its own fault and says so."""
-    try:
-        return question()
-    except (VuError, KeyboardInterrupt):
-        raise
-    except BaseException as exc:  # SystemExit, too: no plugin ends the program
-        entry = choice.entry
-        raise PluginError(
-            "VU-P007",
-            f"The {WORDS.get(entry.kind, entry.kind)} plugin '{entry.name}' failed: {type(exc).__name__}: {exc}",
-            f"Tell the authors of {entry.distribution}; its own errors are told as such.",
-            where=f"distribution {entry.distribution} {entry.version}",
-        ) from exc
-
-
 def _without_unmeasurable(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, list[str]]:
     """Leave out metrics that need unseen examples where there are none, if only the data named them; say so."""
     if _keeps_unseen(config, manifest) or not config.origins.get("measure.metrics", "").startswith("named by"):
         return config, []
     kept = tuple(choice for choice in config.metrics if Capability.UNSEEN not in choice.entry.needs)
     dropped = [f"'{choice.name}'" for choice in config.metrics if choice not in kept]
-    if not dropped:
+    if not dropped or not kept:  # a run without any metric is refused, as one whose metrics were asked for
         return config, []
     note = (
         f"The data keeps no unseen examples of both sides in its {config.measure.split} part, so "
-        f"{' and '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} left out; the status of the run rests on the "
-        "other metrics."
+        f"{' and '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} left out; "
     )
     measure = attrs.evolve(config.measure, metrics=tuple(choice.name for choice in kept))
-    return attrs.evolve(config, metrics=kept, measure=measure), [note]
+    config = attrs.evolve(config, metrics=kept, measure=measure)
+    rest = "the status of the run rests on the other metrics."
+    return config, [note + (rest if measures_forgetting(config, manifest) else NOTHING_MEASURES)]
+
+
+def measures_forgetting(config: RunConfig, manifest: Manifest) -> bool:
+    """Tell whether anything may be said about forgetting at all.
+
+    Nothing is where the data keeps no unseen examples and no metric asks for an ability of the model: such ones, as
+    the size of the edit, do not look at what the model does.
+    """
+    abilities = {Capability.DENOISE, Capability.GENERATE, Capability.CLASSIFY}
+    looks = any(abilities.intersection(choice.entry.needs) for choice in config.metrics)
+    return looks or _keeps_unseen(config, manifest)
 
 
 def _keeps_unseen(config: RunConfig, manifest: Manifest) -> bool:

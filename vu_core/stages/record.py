@@ -14,7 +14,7 @@ from vu_core.atomic import write_bytes
 from vu_core.errors import RecordError
 from vu_core.event import Event
 from vu_core.record import RunRecord
-from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, PICTURES, REPORT, RUN, SCORES
+from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, REPORT, RUN, SCORES
 from vu_core.safetensors_header import read_header
 from vu_core.score import Scorecard, scorecard_from_json, scorecard_to_json
 
@@ -28,9 +28,9 @@ FILES: Mapping[str, str] = {
     RUN: "the resolved configuration; `vu unlearn -c run.toml` repeats the run",
     EDIT: "what was changed in the model",
     SCORES: "the scores, before and after",
-    REPORT: "the report: scores, pictures, configuration",
+    REPORT: "the report: scores, images, configuration",
     CARD: "the model card",
-    PICTURES: "the pictures of the report",
+    IMAGES: "the images of the report",
     EVENTS: "what happened, line by line",
     ENVIRONMENT: "versions, threads and machine",
 }
@@ -70,13 +70,13 @@ def _other_threads(then: Any, now: Any) -> str:
 
 
 def record(bench: Bench, measured: Measured) -> None:
-    """Write scores, pictures, report and, last, the model card, each atomically."""
+    """Write scores, images, report and, last, the model card, each atomically."""
     from vu_core.report import model_card, report_html
 
     folder = bench.run.folder
-    pictures = _write_pictures(folder, measured.samples) if measured.samples is not None else ()
+    images = _write_images(folder, measured.samples) if measured.samples is not None else ()
     _write(folder / SCORES, scores_text(measured.scorecard))
-    _write(folder / REPORT, report_html(read_record(folder), bench, pictures))
+    _write(folder / REPORT, report_html(read_record(folder), bench, images))
     _write(folder / CARD, model_card(read_record(folder), bench))
 
 
@@ -213,19 +213,19 @@ def seconds_per_stage(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def _write_pictures(folder: Path, samples: Samples) -> tuple[tuple[str, bytes, bytes], ...]:
-    """Write one PNG per picture; return (caption, PNG before, PNG after) for the report."""
+def _write_images(folder: Path, samples: Samples) -> tuple[tuple[str, bytes, bytes], ...]:
+    """Write one PNG per image; return (caption, PNG before, PNG after) for the report."""
     rows = []
     for index, item in enumerate(samples.items):
         before, after = png(samples.before[index]), png(samples.after[index])
-        _write(folder / PICTURES / f"{index}-before.png", before)
-        _write(folder / PICTURES / f"{index}-after.png", after)
+        _write(folder / IMAGES / f"{index}-before.png", before)
+        _write(folder / IMAGES / f"{index}-after.png", after)
         rows.append((f"{item.prompt} (seed {item.seed})", before, after))
     return tuple(rows)
 
 
 def png(image: np.ndarray[Any, Any]) -> bytes:
-    """Return a uint8 picture ``(H, W, 3)`` as the bytes of a PNG file."""
+    """Return a uint8 image ``(H, W, 3)`` as the bytes of a PNG file."""
     import struct
     import zlib
 

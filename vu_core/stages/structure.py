@@ -315,10 +315,17 @@ def _metrics(reading: Reading, measure: MeasureSettings | None, data: Entry | No
     chosen = _tables(reading, "metric", names, "measure.metrics")
     asked = {name for choice in chosen for name in choice.entry.names} | set(names)
     for name in reading.table("metric"):
-        if name not in asked:
+        if name not in asked and not _left_by_the_file(reading, name):
             text = f"is not measured.{did_you_mean(name, asked)} Add {name!r} to measure.metrics."
             reading.problems.add(dotted(("metric", name)), text)
     return chosen
+
+
+def _left_by_the_file(reading: Reading, metric: str) -> bool:
+    """Tell whether only the file has a table for a metric, and a flag took the place of the metrics of the file."""
+    origins = reading.raw.origins
+    own = [place for key, place in origins.items() if f"{key}.".startswith(f"metric.{metric}.")]
+    return "measure.metrics" in reading.raw.replaced and not any(place.startswith("--") for place in own)
 
 
 def _tables(reading: Reading, kind: str, names: Sequence[str], named_in: str = "") -> tuple[Choice, ...]:

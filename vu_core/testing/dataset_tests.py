@@ -21,7 +21,7 @@ from vu_core.testing.watching import nothing_global_changes
 
 SEEDS = (10_000, 10_001)
 FEW_ROWS = 16
-"""So many pictures of a table are compared when a field of the settings should change something."""
+"""So many images of a table are compared when a field of the settings should change something."""
 
 
 class DatasetTests(PluginTests):
@@ -150,16 +150,16 @@ class DatasetTests(PluginTests):
         pairs = zip(built.forget.captions, built.forget.overwrites, strict=True)
         assert all(over and over != caption for caption, over in pairs), "an overwrite caption is empty or the caption"
 
-    def test_pixels_are_pictures(self, tmp_path: Path) -> None:
+    def test_pixels_are_images(self, tmp_path: Path) -> None:
         """float32, three channels, the resolution asked for, in [-1, 1], the same for the same generator."""
         for _, table in tables(self.build(tmp_path)):
             for row in {0, len(table) - 1} if len(table) else ():
-                assert table.load is not None, "there are no pictures"
+                assert table.load is not None, "there are no images"
                 first, second = (table.load(row, torch.Generator().manual_seed(3)) for _ in range(2))
                 assert first.dtype == torch.float32, f"pixels are {first.dtype}"
-                assert first.shape == (3, self.resolution, self.resolution), f"a picture is {tuple(first.shape)}"
+                assert first.shape == (3, self.resolution, self.resolution), f"an image is {tuple(first.shape)}"
                 assert -1 <= float(first.min()) <= float(first.max()) <= 1, "pixels leave [-1, 1]"
-                assert torch.equal(first, second), "the same generator gave two pictures"
+                assert torch.equal(first, second), "the same generator gave two images"
 
     def test_held_out_is_not_touched_by_build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing that `build` returns is among what `evaluation` shows, and `build` never asks for it."""
@@ -171,21 +171,21 @@ class DatasetTests(PluginTests):
         monkeypatch.setattr(self.plugin, "evaluation", forbidden)
         built = self.build(tmp_path / "train")
         seen = {key for _, table in tables(built) for key in contents_of(table)}
-        assert not seen & shown, f"{len(seen & shown)} held-out pictures are in the training or validation data"
+        assert not seen & shown, f"{len(seen & shown)} held-out images are in the training or validation data"
 
     def test_train_and_validation_are_disjoint(self, tmp_path: Path) -> None:
         """What methods may select on is not what they train on."""
         built = self.build(tmp_path)
         for train, validation in ((built.forget, built.validation_forget), (built.retain, built.validation_retain)):
             both = contents_of(train) & contents_of(validation)
-            assert not both, f"{len(both)} pictures of {train.side} are in both"
+            assert not both, f"{len(both)} images of {train.side} are in both"
 
     def test_building_twice_gives_the_same(self, tmp_path: Path) -> None:
         """Training data depend on the configuration alone."""
         first, second = self.build(tmp_path / "1"), self.build(tmp_path / "2")
         for (_, a), (_, b) in zip(tables(first), tables(second), strict=True):
             assert (a.captions, a.overwrites) == (b.captions, b.overwrites), "built twice, captions differ"
-            assert contents_of(a) == contents_of(b), "built twice, pictures differ"
+            assert contents_of(a) == contents_of(b), "built twice, images differ"
 
     def test_evaluation_asks_with_the_seeds_of_the_split(self, tmp_path: Path) -> None:
         """Items are in a fixed order, marked as forget or retain, and use no other seeds."""
@@ -204,23 +204,23 @@ class DatasetTests(PluginTests):
             assert not wrong, f"{item.prompt!r} has labels that no axis knows: {wrong}"
 
     def test_samples_are_counted(self, tmp_path: Path) -> None:
-        """As many pictures for the report as were asked for, forget first; none when none."""
+        """As many images for the report as were asked for, forget first; none when none."""
         samples = self.evaluation(tmp_path, samples=2).samples
         assert len(samples) == 2, f"asked for 2 samples, got {len(samples)}"
         assert samples[0].forget, "the first sample is not of the forget side"
         assert not self.evaluation(tmp_path, samples=0).samples, "asked for no samples, got some"
 
     def test_judge_names_every_axis(self, tmp_path: Path) -> None:
-        """The judge has a fingerprint and names each picture on each axis."""
+        """The judge has a fingerprint and names each image on each axis."""
         found = self.evaluation(tmp_path)
         if found.judge is None:
             pytest.skip("the data has no judge")
         assert found.judge.fingerprint, "the judge has no fingerprint"
-        pictures = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
-        named = found.judge.classify(pictures)
+        images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8).numpy()
+        named = found.judge.classify(images)
         assert set(named) == set(found.axes), f"the judge names {sorted(named)}, the axes are {sorted(found.axes)}"
         for axis, column in named.items():
-            assert len(column) == 3, f"{len(column)} names for 3 pictures on {axis}"
+            assert len(column) == 3, f"{len(column)} names for 3 images on {axis}"
             assert set(column) <= set(found.axes[axis]), f"unknown names on {axis}: {set(column)}"
 
     def test_nothing_global_changes(self, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def tables(data: ForgetRetain) -> list[tuple[str, Examples]]:
 
 
 def contents_of(table: Examples) -> set[str]:
-    """Return a hash per picture of the table."""
+    """Return a hash per image of the table."""
     return set(hashes(table, range(len(table))))
 
 
@@ -259,14 +259,14 @@ def looked_at(table: Examples) -> Any:
 
 
 def hashes(table: Examples, rows: Iterable[int]) -> list[str]:
-    """Return a hash per picture of these rows: of its shape and its numbers."""
+    """Return a hash per image of these rows: of its shape and its numbers."""
     if table.load is None:
         return []
     load = table.load
-    pictures = (load(row, torch.Generator().manual_seed(0)).contiguous() for row in rows)
-    return [digest(str(tuple(picture.shape)), picture.numpy().tobytes()) for picture in pictures]
+    images = (load(row, torch.Generator().manual_seed(0)).contiguous() for row in rows)
+    return [digest(str(tuple(image.shape)), image.numpy().tobytes()) for image in images]
 
 
 def contents(evaluation: Evaluation) -> set[str]:
-    """Return a hash per unseen picture of an evaluation."""
+    """Return a hash per unseen image of an evaluation."""
     return {key for table in evaluation.examples or () for key in contents_of(table)}

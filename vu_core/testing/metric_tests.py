@@ -25,7 +25,7 @@ from vu_core.testing.watching import Snapshot, nothing_global_changes
 class MetricTests(PluginTests):
     """Checks of a metric; set ``plugin``.
 
-    The model is a `ToyPainter` and the data are toy pictures, unless `make_model` and `make_evaluation` say otherwise.
+    The model is a `ToyPainter` and the data are toy images, unless `make_model` and `make_evaluation` say otherwise.
     ``reads_evaluation = False`` for a metric that looks at the edit only.
     """
 

@@ -60,11 +60,11 @@ class ModelTests(PluginTests):
         return attrs.asdict(plugin.inspect()), tensor_digest(model.network.state_dict())
 
     def examples(self, model: Any, count: int = 3) -> Examples:
-        """Return pictures of noise in the resolution of the model."""
+        """Return images of noise in the resolution of the model."""
         size = model.facts.resolution
-        pictures = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
         captions = tuple(self.prompts[i % 2] for i in range(count))
-        return Examples("forget", captions, captions, load=lambda row, generator: pictures[row])
+        return Examples("forget", captions, captions, load=lambda row, generator: images[row])
 
     def batch(self, model: Any, folder: Path, rows: tuple[int, ...] = (0, 1, 2)) -> Batch:
         """Return prepared rows of `examples`; a row has the same draws in every batch."""
@@ -167,7 +167,7 @@ class ModelTests(PluginTests):
         noise = batch.normal("noise", z.shape[1:])
         early, late = (model.add_noise(z, noise, torch.tensor([t])) for t in (0, model.timesteps - 1))
         assert float((early - z).norm()) < float((early - noise).norm()), "the first timestep is mostly noise"
-        assert float((late - noise).norm()) < float((late - z).norm()), "the last timestep is mostly picture"
+        assert float((late - noise).norm()) < float((late - z).norm()), "the last timestep is mostly image"
 
     def test_a_row_does_not_depend_on_its_batch(self, tmp_path: Path) -> None:
         """Latents, embedding and prediction of a row are the same alone and among others."""
@@ -205,21 +205,21 @@ class ModelTests(PluginTests):
         assert weight.grad is not None, "no gradient reaches the denoiser"
         assert bool(weight.grad.any()), "the gradient of the denoiser is zero"
 
-    def test_pictures_follow_their_seed(self) -> None:
-        """A picture depends on prompt and seed, never on the batch; uint8, in the model's resolution."""
+    def test_images_follow_their_seed(self) -> None:
+        """An image depends on prompt and seed, never on the batch; uint8, in the model's resolution."""
         model = self.loaded_with(Capability.GENERATE)
         size = model.facts.resolution
         a, b = self.prompts
         with nothing_global_changes():
             images = model.generate([a, a, b], [1, 2, 1], **self.settings_to_generate)
-        assert isinstance(images, np.ndarray), "pictures must be one numpy array"
-        assert images.dtype == np.uint8, f"pictures are {images.dtype}"
-        assert images.shape == (3, size, size, 3), f"pictures have the shape {images.shape}"
-        assert not np.array_equal(images[0], images[1]), "two seeds gave one picture"
-        assert not np.array_equal(images[0], images[2]), "two prompts gave one picture"
+        assert isinstance(images, np.ndarray), "images must be one numpy array"
+        assert images.dtype == np.uint8, f"images are {images.dtype}"
+        assert images.shape == (3, size, size, 3), f"images have the shape {images.shape}"
+        assert not np.array_equal(images[0], images[1]), "two seeds gave one image"
+        assert not np.array_equal(images[0], images[2]), "two prompts gave one image"
         alone = model.generate([a], [2], **self.settings_to_generate)[0]
         difference = np.abs(alone.astype(int) - images[1].astype(int)).max()
-        assert difference <= 2, f"a picture changes by {difference} of 255 levels with its batch"
+        assert difference <= 2, f"an image changes by {difference} of 255 levels with its batch"
 
     def test_steps_and_guidance_matter(self) -> None:
         """Sampling settings are used."""
@@ -227,7 +227,7 @@ class ModelTests(PluginTests):
         usual = model.generate([self.prompts[0]], [1], **self.settings_to_generate)
         for key, value in (("steps", 4), ("guidance", 5.0)):
             other = model.generate([self.prompts[0]], [1], **{**self.settings_to_generate, key: value})
-            assert not np.array_equal(usual, other), f"{key} changes no picture"
+            assert not np.array_equal(usual, other), f"{key} changes no image"
 
     def test_model_is_left_alone(self, tmp_path: Path) -> None:
         """Preparing, predicting and generating change no weight, mode or flag."""

@@ -67,12 +67,12 @@ class ToyDistillation:
 class ToyBrightnessConfig:
     """Settings of `ToyBrightness`."""
 
-    threshold: float = setting(0.0, help="mean brightness below which a picture counts as dark", ge=0, le=1)
-    batch_size: int = setting(3, help="pictures generated at a time", ge=1, speed_only=True)
+    threshold: float = setting(0.0, help="mean brightness below which an image counts as dark", ge=0, le=1)
+    batch_size: int = setting(3, help="images generated at a time", ge=1, speed_only=True)
 
 
 class ToyBrightness:
-    """Measure how bright the generated pictures are."""
+    """Measure how bright the generated images are."""
 
     Config: ClassVar[type[ToyBrightnessConfig]] = ToyBrightnessConfig
     source: ClassVar[Source] = TOY_SOURCE
@@ -88,7 +88,7 @@ class ToyBrightness:
         return digest("toy-brightness", self.version, str(self.config.threshold), *sampling, *items)
 
     def observe(self, model: Model, evaluation: Evaluation, run: Run) -> Mapping[str, Any]:
-        """Return the mean brightness of every picture, in [0, 1]."""
+        """Return the mean brightness of every image, in [0, 1]."""
         refuse_empty(evaluation)
         painter, light = cast(TextToImage, model), []
         for first in range(0, len(evaluation.items), self.config.batch_size):
@@ -117,20 +117,20 @@ class ToyBrightness:
                 n=len(evaluation.items),
                 seeds=tuple(sorted({item.seed for item in evaluation.items})),
                 fingerprint=self.fingerprint(evaluation),
-                help="mean brightness of the pictures",
+                help="mean brightness of the images",
             ),
         )
 
     def doubts(self, scores: Sequence[Score]) -> Sequence[tuple[Status, str]]:
-        """Doubt dark pictures."""
+        """Doubt dark images."""
         dark = any(score.after < self.config.threshold for score in scores)
-        return [("retain_collapsed", "The pictures are dark.")] if dark else []
+        return [("retain_collapsed", "The images are dark.")] if dark else []
 
 
 def refuse_empty(evaluation: Evaluation) -> None:
     """Raise MeasureError when there is nothing to measure."""
     if not evaluation.items:
-        raise MeasureError("VU-S110", "There is no picture to measure.", "Ask for at least one.", where="measure")
+        raise MeasureError("VU-S110", "There is no image to measure.", "Ask for at least one.", where="measure")
 
 
 @attrs.frozen

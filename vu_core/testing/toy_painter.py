@@ -18,7 +18,7 @@ from vu_core.testing.toys import toy_facts
 
 
 class ToyPainter(ToyDenoiser):
-    """A `Model` with the capabilities ``denoise`` and ``generate``; encodes and paints 8x8 pictures.
+    """A `Model` with the capabilities ``denoise`` and ``generate``; encodes and paints 8x8 images.
 
     Args:
         weights_seed: seed of the random weights.
@@ -45,7 +45,7 @@ class ToyPainter(ToyDenoiser):
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float
     ) -> np.ndarray[Any, Any]:
-        """Return pictures, uint8 ``(N, 8, 8, 3)``; each is painted by itself, so batches change nothing."""
+        """Return images, uint8 ``(N, 8, 8, 3)``; each is painted by itself, so batches change nothing."""
         return np.stack([self._paint(p, s, steps, guidance) for p, s in zip(prompts, seeds, strict=True)])
 
     def _paint(self, prompt: str, seed: int, steps: int, guidance: float) -> np.ndarray[Any, Any]:
@@ -54,5 +54,5 @@ class ToyPainter(ToyDenoiser):
             t = torch.tensor([self.timesteps - 1 - step * self.timesteps // steps])
             z = z - guidance * self.predict(z, t, self.embed([prompt])) / steps
         light = torch.sigmoid(torch.cat([z, z.mean(dim=1, keepdim=True)], dim=1))  # (1, 3, 4, 4)
-        picture = functional.interpolate(light, scale_factor=2)[0].permute(1, 2, 0)
-        return (picture * 255).round().to(torch.uint8).numpy()
+        image = functional.interpolate(light, scale_factor=2)[0].permute(1, 2, 0)
+        return (image * 255).round().to(torch.uint8).numpy()

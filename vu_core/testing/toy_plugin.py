@@ -8,7 +8,7 @@ from vu_core.hookspecs import Register, hookimpl
 @hookimpl
 def vu_register_models(register: Register) -> None:
     """Name the toy model."""
-    register("toy", "vu_core.testing.toys:ToyModel", summary="a toy that paints 8x8 pictures")
+    register("toy", "vu_core.testing.toys:ToyModel", summary="a toy that paints 8x8 images")
 
 
 @hookimpl
@@ -53,7 +53,7 @@ def vu_register_metrics(register: Register) -> None:
     register(
         "toy-brightness",
         "vu_core.testing.toy_methods:ToyBrightness",
-        summary="how bright the pictures are",
+        summary="how bright the images are",
         needs=("generate", "judge"),  # data whose own metrics need a judge has one, which the toy data does
     )
 

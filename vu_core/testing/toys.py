@@ -1,4 +1,4 @@
-"""A toy model plugin and toy data: 8x8 pictures of dots and bars in three colours, for tests only."""
+"""A toy model plugin and toy data: 8x8 images of dots and bars in three colours, for tests only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ToyModelConfig:
 
 
 class ToyModel:
-    """Load a denoiser of a few hundred random weights that also paints 8x8 pictures."""
+    """Load a denoiser of a few hundred random weights that also paints 8x8 images."""
 
     Config: ClassVar[type[ToyModelConfig]] = ToyModelConfig
     source: ClassVar[Source] = TOY_SOURCE
@@ -139,7 +139,7 @@ class ToyData:
         return Selection(tuple(concepts))
 
     def manifest(self, selection: Selection) -> Manifest:
-        """Describe the pictures."""
+        """Describe the images."""
         forget, retain = split_pairs(selection)
         per_pair = self.config.per_pair
         return Manifest(
@@ -158,7 +158,7 @@ class ToyData:
         )
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
-        """Return training and validation pictures."""
+        """Return training and validation images."""
         forget, retain = split_pairs(selection)
         per_pair = self.config.per_pair
         return ForgetRetain(
@@ -198,7 +198,7 @@ class ToyJudge:
     fingerprint = "toy judge 1"
 
     def classify(self, images: np.ndarray[Any, Any]) -> Mapping[str, Sequence[str]]:
-        """Return colour and shape of every picture."""
+        """Return colour and shape of every image."""
         light = images.astype("float64")
         colours = [AXES["colour"][i] for i in light.sum(axis=(1, 2)).argmax(axis=1)]
         edge, middle = light[:, 0].sum(axis=(1, 2)), light[:, SIZE // 2].sum(axis=(1, 2))
@@ -235,7 +235,7 @@ def toy_caption(pair: tuple[str, str]) -> str:
 def toy_table(
     side: Side, pairs: Sequence[tuple[str, str]], split: Split, per_pair: int, selection: Selection
 ) -> Examples:
-    """Return pictures of the pairs; the index of the split decides their brightness."""
+    """Return images of the pairs; the index of the split decides their brightness."""
     rows = [(pair, FIRST_INDEX[split] + index) for index in range(per_pair) for pair in pairs]
 
     def over(pair: tuple[str, str]) -> str:
@@ -250,19 +250,19 @@ def toy_table(
         captions=tuple(toy_caption(pair) for pair, _ in rows),
         overwrites=tuple(over(pair) for pair, _ in rows) if side == "forget" else None,
         labels={"colour": tuple(p[0] for p, _ in rows), "shape": tuple(p[1] for p, _ in rows)},
-        load=lambda row, generator: toy_picture(*rows[row]),
+        load=lambda row, generator: toy_image(*rows[row]),
     )
 
 
-def toy_picture(pair: tuple[str, str], index: int) -> Tensor:
-    """Return a picture, float32 ``(3, 8, 8)`` in [-1, 1]."""
+def toy_image(pair: tuple[str, str], index: int) -> Tensor:
+    """Return an image, float32 ``(3, 8, 8)`` in [-1, 1]."""
     import torch
 
-    picture = torch.full((3, SIZE, SIZE), -1.0)
+    image = torch.full((3, SIZE, SIZE), -1.0)
     rows = slice(0, SIZE) if pair[1] == "bar" else slice(3, 6)
-    picture[AXES["colour"].index(pair[0]), rows, 3:6] = 1.0
-    picture[:, 0, 0] = index / 3000  # no two indices give the same picture
-    return picture
+    image[AXES["colour"].index(pair[0]), rows, 3:6] = 1.0
+    image[:, 0, 0] = index / 3000  # no two indices give the same image
+    return image
 
 
 def toy_run(folder: Path, seed: int = 0, **changes: Any) -> Run:
@@ -283,10 +283,23 @@ def toy_forget_retain(run: Run, forget: str = "colour:red") -> ForgetRetain:
     return built.map(lambda examples: painter.prepare(examples, run))
 
 
-def toy_evaluation(run: Run, forget: str = "colour:red", seeds: Sequence[int] = (10_000, 10_001)) -> Evaluation:
-    """Return what `measure` would ask about toy data, with the sampling settings of the toy model."""
+def toy_evaluation(
+    run: Run, forget: str = "colour:red", seeds: Sequence[int] = (10_000, 10_001), unseen: int = 1
+) -> Evaluation:
+    """Return what `measure` would ask about toy data, with the sampling settings of the toy model.
+
+    Args:
+        run: gives the draws.
+        forget: the concept.
+        seeds: of the images to generate.
+        unseen: images of every colour and shape that no method has seen.
+    """
     data = ToyData("", ToyDataConfig())
-    evaluation = data.evaluation(
-        data.parse([forget], []), split="held-out", seeds=seeds, samples=2, resolution=SIZE, run=run
+    selection = data.parse([forget], [])
+    evaluation = data.evaluation(selection, split="held-out", seeds=seeds, samples=2, resolution=SIZE, run=run)
+    forgotten, retained = split_pairs(selection)
+    examples = (
+        toy_table("forget", forgotten, "held-out", unseen, selection),
+        toy_table("retain", retained, "held-out", unseen, selection),
     )
-    return attrs.evolve(evaluation, generation=toy_facts(0).generation)
+    return attrs.evolve(evaluation, examples=examples, generation=toy_facts(0).generation)

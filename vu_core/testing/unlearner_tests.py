@@ -33,7 +33,7 @@ def installed() -> Plugins:
 class UnlearnerTests(PluginTests):
     """Checks of an unlearner; set ``plugin``, and ``axes`` as it is registered.
 
-    The model is a `ToyPainter` and the data are toy pictures, unless `make_model` and `make_data` say otherwise. Tests
+    The model is a `ToyPainter` and the data are toy images, unless `make_model` and `make_data` say otherwise. Tests
     that need an axis or a training loop are skipped for methods that have none.
     """
 

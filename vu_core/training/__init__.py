@@ -1,6 +1,7 @@
 """The one training loop."""
 
 from vu_core.training.loop import calls_per_step, fit, is_finished, total_steps
+from vu_core.training.processes import process_group
 from vu_core.training.settings import Training, learning_rate, planned_steps
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "is_finished",
     "learning_rate",
     "planned_steps",
+    "process_group",
     "total_steps",
 ]

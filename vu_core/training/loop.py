@@ -23,7 +23,7 @@ from vu_core.training import checkpoint as checkpoints
 from vu_core.training.checkpoint import Checkpoint
 from vu_core.training.gradients import SIDES, Combined, Gradients, Losses, constant_coefficients, needed_sides
 from vu_core.training.order import Order, sides_of
-from vu_core.training.processes import Processes, processes
+from vu_core.training.processes import Processes, process_group
 from vu_core.training.scale import LossScale
 from vu_core.training.settings import Training, check_warmup, learning_rate, planned_steps
 
@@ -93,7 +93,7 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
     if run.training is None:
         raise RuntimeError("total_steps needs run.training: the method's Config has no field 'training'")
     sides = sides_of(data, needed_sides(constant_coefficients(run.weighting, {})))
-    return _steps(run.training, sides, processes(torch.device(run.device)))
+    return _steps(run.training, sides, process_group(torch.device(run.device)))
 
 
 def calls_per_step(data: ForgetRetain, run: Run) -> tuple[tuple[Side, ...], ...]:
@@ -179,7 +179,7 @@ class _Phase:
                 where="unlearner.parameters",
             )
         device = parameters[0].device
-        group = processes(device)
+        group = process_group(device)
         scale = LossScale(active=run.precision == "fp16")
         gradients = Gradients(theta, losses, run.weighting, run.regularizers, {}, run.precision, group, scale)
         sides = sides_of(data, gradients.needed())

@@ -49,7 +49,7 @@ def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
         tensor.copy_(part.reshape(tensor.shape))
 
 
-def processes(device: torch.device) -> Processes:
+def process_group(device: torch.device) -> Processes:
     """Return the process group that this process was started in; a single process touches no library for it."""
     started = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not started and int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -166,7 +166,7 @@ def test_judge_knows_the_drawings_in_any_size() -> None:
 
 def test_what_ships_takes_no_place() -> None:
     with pytest.raises(DataError, match="drawn, not read"):
-        Canvas("pictures", CanvasConfig())
+        Canvas("images", CanvasConfig())
     with pytest.raises(ModelError, match="ships with vu-canvas"):
         CanvasDiffusion("folder", CanvasDiffusionConfig())
 

@@ -1,4 +1,4 @@
-"""The loaded model: what objectives are written in, against diffusers' own formulas and pictures."""
+"""The loaded model: what objectives are written in, against diffusers' own formulas and images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def model(request: pytest.FixtureRequest) -> StableDiffusion:
 
 
 def table(count: int = 5, *, side: str = "forget", reload: bool = False) -> Examples:
-    """Pictures that depend on the row and, a little, on the generator they are handed."""
+    """Images that depend on the row and, a little, on the generator they are handed."""
 
     def load(row: int, generator: torch.Generator) -> Tensor:
         base = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(row)) * 2 - 1
         return base + 0.01 * torch.randn(3, 32, 32, generator=generator)
 
-    return Examples(side, tuple(f"picture {i}" for i in range(count)), load=load, reload=reload)  # type: ignore[arg-type]
+    return Examples(side, tuple(f"image {i}" for i in range(count)), load=load, reload=reload)  # type: ignore[arg-type]
 
 
 def batch_of(examples: Examples, run: Run, step: int = 0) -> Batch:
@@ -75,7 +75,7 @@ def test_prediction_is_float32_in_every_precision(pipelines: Pipelines) -> None:
     assert not torch.equal(results["fp32"], results["bf16"])
 
 
-def test_pictures_are_encoded_once(model: StableDiffusion, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_encoded_once(model: StableDiffusion, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = model.network["vae"]
     calls = []
     encode = vae.encode
@@ -117,7 +117,7 @@ def test_chunks_of_the_encoder_change_nothing(
         assert torch.allclose(whole.tensors[column], chunked.tensors[column], atol=1e-5)
 
 
-def test_pictures_that_change_at_every_step(model: StableDiffusion, run: Run) -> None:
+def test_images_that_change_at_every_step(model: StableDiffusion, run: Run) -> None:
     examples = table(reload=True)
     assert model.prepare(examples, run) is examples
     first, again, later = (model.latents(batch_of(examples, run, step)) for step in (0, 0, 1))
@@ -125,7 +125,7 @@ def test_pictures_that_change_at_every_step(model: StableDiffusion, run: Run) ->
     assert not torch.equal(first, later)
 
 
-def test_tables_without_pictures(model: StableDiffusion, run: Run) -> None:
+def test_tables_without_images(model: StableDiffusion, run: Run) -> None:
     bare = Examples("retain", ("a", "b", "c"))
     assert model.prepare(bare, run) is bare
     with pytest.raises(ModelError, match="no images"):
@@ -196,13 +196,15 @@ def test_cut_captions_are_told_before_anything_is_trained(model: StableDiffusion
     assert events == []
     model.prepare(Examples(side="forget", captions=(long, "a", long), overwrites=("b", "c", long)), run)
     (warning,) = events
+    model.prepare(Examples(side="forget", captions=(long, "a", long), overwrites=("b", "c", long)), run)
+    assert events == [warning], "metrics prepare the same captions again"
     assert warning.type == "warning"
     assert "3 of 6 captions of the forget examples" in warning.values["text"]
     assert "77 tokens" in warning.values["text"]
     assert repr(long) in warning.values["text"]
 
 
-def plain_pictures(folder: Path, prompts: list[str], seeds: list[int], guidance: float) -> np.ndarray[Any, Any]:
+def plain_images(folder: Path, prompts: list[str], seeds: list[int], guidance: float) -> np.ndarray[Any, Any]:
     """What the pipeline of diffusers draws, without any of our code."""
     from diffusers import StableDiffusionPipeline
 
@@ -217,11 +219,11 @@ def plain_pictures(folder: Path, prompts: list[str], seeds: list[int], guidance:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_pictures_are_those_of_diffusers(pipelines: Pipelines, prediction: str, guidance: float) -> None:
+def test_images_are_those_of_diffusers(pipelines: Pipelines, prediction: str, guidance: float) -> None:
     folder = pipelines[prediction, None]
     prompts, seeds = ["a cat", "a dog", "a cat"], [3, 4, 5]
     ours = Diffusers(str(folder), Config()).load().generate(prompts, seeds, steps=4, guidance=guidance)
-    theirs = plain_pictures(folder, prompts, seeds, guidance)
+    theirs = plain_images(folder, prompts, seeds, guidance)
     assert ours.shape == (3, 32, 32, 3)
     assert ours.dtype == np.uint8
     assert ours.std() > 5
@@ -243,11 +245,11 @@ def test_the_pipelines_own_scheduler_and_no_batch(pipelines: Pipelines, tmp_path
     together = model.generate(prompts, seeds, steps=4, guidance=3.0)
     alone = [model.generate([p], [s], steps=4, guidance=3.0)[0] for p, s in zip(prompts, seeds, strict=True)]
     assert np.abs(together.astype(int) - np.stack(alone)).max() <= 1
-    assert np.abs(together.astype(int) - plain_pictures(folder, prompts, seeds, 3.0)).max() <= 1
+    assert np.abs(together.astype(int) - plain_images(folder, prompts, seeds, 3.0)).max() <= 1
 
 
-def test_many_pictures_in_parts(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, seeds = [f"picture {i}" for i in range(5)], list(range(5))
+def test_many_images_in_parts(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, seeds = [f"image {i}" for i in range(5)], list(range(5))
     whole = model.generate(prompts, seeds, steps=3, guidance=2.0)
     monkeypatch.setattr("vu_diffusers.sampling._LATENT_PIXELS_AT_ONCE", 2 * 8 * 8)
     ticks: list[tuple[int, int]] = []
@@ -260,7 +262,7 @@ def test_many_pictures_in_parts(model: StableDiffusion, monkeypatch: pytest.Monk
     assert [done for done, _ in ticks] == sorted(done for done, _ in ticks)
 
 
-def test_pictures_need_as_many_seeds_as_prompts(model: StableDiffusion) -> None:
+def test_images_need_as_many_seeds_as_prompts(model: StableDiffusion) -> None:
     with pytest.raises(ValueError, match="2 prompts and 1 seeds"):
         model.generate(["a", "b"], [1], steps=1, guidance=1.0)
     assert model.generate([], [], steps=1, guidance=1.0).shape == (0, 32, 32, 3)

@@ -146,7 +146,7 @@ def test_3_student_and_teacher_see_the_same_latents_and_the_sides_share_nothing(
     assert not torch.equal(teacher_c[:3], student_c[:3])
     assert torch.equal(teacher_c[3:], student_c[3:])
     assert not torch.equal(student_t[:3], student_t[3:])
-    # The same pictures on both sides: only posterior sample, noise and timestep can differ, and the latter two must.
+    # The same images on both sides: only posterior sample, noise and timestep can differ, and the latter two must.
     noise = {side: batch.normal("noise", (2, 4, 4)) for side, batch in batches(same, run).items()}
     assert not torch.isclose(noise["forget"], noise["retain"]).all()
     model = recording.model

@@ -194,7 +194,7 @@ class TestTeacherBank:
 
     def test_its_steps_count_the_processes_of_the_training(self, data, make_run, monkeypatch):
         # The group is started by the first to ask, so what torch.distributed says before that is not the answer.
-        monkeypatch.setattr("vu_core.training.loop.processes", lambda device: Processes(count=2))
+        monkeypatch.setattr("vu_core.training.loop.process_group", lambda device: Processes(count=2))
         run, model = make_run(training=Training(epochs=4, batch_size=1)), ToyDenoiser()
         losses = Distillation.of(model, run.parameterise(model), FadeConfig())
         _, bank_run = TeacherBank(losses, 3).fill(data, run)
@@ -271,7 +271,7 @@ class TestTeacherBank:
 
     @pytest.mark.parametrize("index", [0, 1])
     def test_only_the_first_process_tells_about_it(self, index, data, make_run, monkeypatch):
-        monkeypatch.setattr("vu_fade.teacher_bank.processes", lambda device: Processes(count=2, index=index))
+        monkeypatch.setattr("vu_fade.teacher_bank.process_group", lambda device: Processes(count=2, index=index))
         told, run, model = [], make_run(), ToyDenoiser()
         run.emit_event = lambda event: told.append((event.values["step"], event.values["total"]))
         losses = Distillation.of(model, run.parameterise(model), FadeConfig())

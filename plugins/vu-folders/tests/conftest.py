@@ -11,8 +11,8 @@ from vu_core import Run
 
 
 @pytest.fixture
-def picture() -> Callable[..., Path]:
-    """Write a picture of noise that depends on the seed."""
+def image() -> Callable[..., Path]:
+    """Write an image of noise that depends on the seed."""
 
     def write(path: Path, seed: int = 0, size: tuple[int, int] = (40, 36)) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from vu_folders.metafile import Metafile
 
 CHANGES = {
     "resolution": 16,
-    "caption_template": "A picture of {}.",
+    "caption_template": "A photo of {}.",
     "overwrite_column": "substitute",
     "max_forget": 2,
     "max_retain": 2,
@@ -32,13 +32,13 @@ class TestImageFolder(DatasetTests):
     resolution = 32  # smaller ones leave no room where a crop could move
 
     @pytest.fixture(autouse=True)
-    def _pictures(self, picture: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-        self.root = tmp_path_factory.mktemp("pictures")
+    def _images(self, image: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.root = tmp_path_factory.mktemp("images")
         lines = []
         for place, style in enumerate(("sketch", "photo", "fresco")):
             for number in range(6):
                 name = f"{style}{number}.png"
-                picture(self.root / name, seed=10 * place + number)
+                image(self.root / name, seed=10 * place + number)
                 own = {"overwrite": "A fresco of a cat."} if number == 0 and style != "fresco" else {}
                 lines.append({"file_name": name, "text": f"A {style} of a cat.", "style": style, **own})
         (self.root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -55,12 +55,12 @@ class TestMetafile(DatasetTests):
     resolution = 32
 
     @pytest.fixture(autouse=True)
-    def _pictures(self, picture: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+    def _images(self, image: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> None:
         self.file = tmp_path_factory.mktemp("data") / "meta.json"
         content: dict[str, list[dict[str, str]]] = {"forget": [], "retain": []}
         for place, (side, entries) in enumerate(content.items()):
             for number in range(6):
-                picture(self.file.parent / f"{side}{number}.png", seed=10 * place + number)
+                image(self.file.parent / f"{side}{number}.png", seed=10 * place + number)
                 own = "A fresco of a cat." if number == 0 else ""
                 entries.append({"file_name": f"{side}{number}.png", "text": f"{side} {number}", "overwrite": own})
         self.file.write_text(json.dumps(content))

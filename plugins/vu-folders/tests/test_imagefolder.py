@@ -21,12 +21,12 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def classes(picture: Write, tmp_path: Path) -> Path:
-    """Three class folders with five pictures each."""
+def classes(image: Write, tmp_path: Path) -> Path:
+    """Three class folders with five images each."""
     root = tmp_path / "animals"
     for place, name in enumerate(("cat", "golden_retriever", "cow")):
         for number in range(5):
-            picture(root / name / f"{number}.png", seed=10 * place + number)
+            image(root / name / f"{number}.png", seed=10 * place + number)
     return root
 
 
@@ -35,13 +35,13 @@ def lines(*entries: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def sides(picture: Write, tmp_path: Path) -> Path:
+def sides(image: Write, tmp_path: Path) -> Path:
     """Folders forget and retain with captions and overwrite captions."""
     root = tmp_path / "sides"
     for place, side in enumerate(("forget", "retain")):
         entries = []
         for number in range(4):
-            picture(root / side / "files" / f"{number}.png", seed=10 * place + number)
+            image(root / side / "files" / f"{number}.png", seed=10 * place + number)
             entry = {"file_name": f"files/{number}.png", "text": f"{side} caption {number}", "style": f"s{number % 2}"}
             entries.append({**entry, "overwrite": f"other {number}"} if side == "forget" else entry)
         (root / side / "metadata.jsonl").write_text(lines(*entries))
@@ -122,13 +122,13 @@ def test_columns_and_pairs(sides: Path, run: Run) -> None:
 
 def test_own_overwrite_comes_first_and_it_is_said(sides: Path) -> None:
     (note,) = ImageFolder(str(sides), Config()).parse(["folder:forget"], ["x"]).notes
-    assert note == "4 of 4 forget pictures have their own overwrite caption; it comes first."
+    assert note == "4 of 4 forget images have their own overwrite caption; it comes first."
 
 
-def test_class_folders_inside_of_forget_and_retain(picture: Write, tmp_path: Path, run: Run) -> None:
+def test_class_folders_inside_of_forget_and_retain(image: Write, tmp_path: Path, run: Run) -> None:
     for place, name in enumerate(("forget/cat", "retain/dog", "retain/cow")):
         for number in range(3):
-            picture(tmp_path / "data" / name / f"{number}.jpg", seed=10 * place + number)
+            image(tmp_path / "data" / name / f"{number}.jpg", seed=10 * place + number)
     data = ImageFolder(str(tmp_path / "data"), Config())
     built = data.build(data.parse([], ["class:dog"]), resolution=32, run=run)
     assert set(built.forget.captions) == {"An image of cat."}
@@ -136,7 +136,7 @@ def test_class_folders_inside_of_forget_and_retain(picture: Write, tmp_path: Pat
     assert set(built.retain.labels["folder"]) == {"retain"}
 
 
-def test_held_out_pictures_are_not_built(classes: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_images_are_not_built(classes: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Building and loading all that a method sees touches no held-out file."""
     opened: list[Path] = []
     data = ImageFolder(str(classes), Config())
@@ -144,7 +144,7 @@ def test_held_out_pictures_are_not_built(classes: Path, run: Run, monkeypatch: p
     built = data.build(selection, resolution=32, run=run)
     import vu_folders.assembly as assembly
 
-    monkeypatch.setattr(assembly, "read_picture", lambda path, *a, **k: opened.append(path) or torch.zeros(1))
+    monkeypatch.setattr(assembly, "read_image", lambda path, *a, **k: opened.append(path) or torch.zeros(1))
     for table in (built.forget, built.retain, built.validation_forget, built.validation_retain):
         for row in range(len(table)):
             assert table.load is not None
@@ -200,11 +200,11 @@ def test_every_setting_changes_something(classes: Path, sides: Path, run: Run) -
         selection = data.parse(["class:cat"], ["x"])
         built = data.build(selection, resolution=32, run=run)
         assert built.forget.load is not None
-        pictures = [built.forget.load(0, run.generator("draw", seed)) for seed in range(4)]
-        pixels = tuple(float(picture.double().square().sum()) for picture in pictures)
-        places = tuple(float(picture[0, 0, 0]) for picture in pictures)
+        images = [built.forget.load(0, run.generator("draw", seed)) for seed in range(4)]
+        pixels = tuple(float(image.double().square().sum()) for image in images)
+        places = tuple(float(image[0, 0, 0]) for image in images)
         counts = tuple(data.manifest(selection).counts.items())
-        return (pictures[0].shape, pixels, places, built.forget.reload, built.forget.captions, counts)
+        return (images[0].shape, pixels, places, built.forget.reload, built.forget.captions, counts)
 
     changes: dict[str, Any] = {
         "resolution": 16,
@@ -224,7 +224,7 @@ def test_every_setting_changes_something(classes: Path, sides: Path, run: Run) -
     assert set(changes) | {"overwrite_column"} == {field.name for field in attrs.fields(Config)}
 
 
-def test_crop_and_flip_are_for_training_pictures(classes: Path, run: Run) -> None:
+def test_crop_and_flip_are_for_training_images(classes: Path, run: Run) -> None:
     data = ImageFolder(str(classes), Config(flip=True, crop="random_per_step"))
     built = data.build(data.parse(["class:cat"], ["x"]), resolution=32, run=run)
     assert built.forget.reload
@@ -267,7 +267,7 @@ def test_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
         (["class:cat"], ["a", "b"], "VU-D075", "1 concepts to forget and 2 overwrites"),
         (["class:cat"], [], "VU-D074", "no overwrite caption"),
         (["class:cat"], ["class:cat"], "VU-D074", "its own caption"),
-        (["class:cat+folder:cow"], ["x"], "VU-D076", "No picture"),
+        (["class:cat+folder:cow"], ["x"], "VU-D076", "No image"),
         (["class:cat+class:cow"], ["x"], "VU-D075", "names the axis 'class' twice"),
         (["class:cat", "class:cat"], ["x"], "VU-D075", "or the same"),
         (["class:cat", "folder:cat+class:cat"], ["x"], "VU-D075", "'folder:cat+class:cat' is part of 'class:cat'"),
@@ -290,20 +290,20 @@ def test_free_text_may_hold_colon_and_plus(classes: Path, run: Run) -> None:
     assert set(built.forget.overwrites or ()) == {"An image of a dog: brown + white."}
 
 
-def test_a_made_overwrite_of_pictures_with_own_captions_is_noted(sides: Path, classes: Path) -> None:
-    """The caption of such a picture is rarely written like the template, so the run says what will be asked."""
+def test_a_made_overwrite_of_images_with_own_captions_is_noted(sides: Path, classes: Path) -> None:
+    """The caption of such an image is rarely written like the template, so the run says what will be asked."""
     (note,) = ImageFolder(str(sides), Config(overwrite_column="none")).parse(["style:s1"], ["style:s0"]).notes
     assert note == (
-        "The overwrite caption of 4 of 4 forget pictures is 'An image of s0.' (data.caption_template), although they "
+        "The overwrite caption of 4 of 4 forget images is 'An image of s0.' (data.caption_template), although they "
         "have captions of their own."
     )
     assert ImageFolder(str(classes), Config()).parse(["class:cat"], ["class:cow"]).notes == ()
 
 
-def test_values_may_hold_plus_and_colon(picture: Write, tmp_path: Path) -> None:
+def test_values_may_hold_plus_and_colon(image: Write, tmp_path: Path) -> None:
     for number in range(3):
-        picture(tmp_path / "data" / "a+b:c" / f"{number}.png", seed=number)
-        picture(tmp_path / "data" / "d" / f"{number}.png", seed=10 + number)
+        image(tmp_path / "data" / "a+b:c" / f"{number}.png", seed=number)
+        image(tmp_path / "data" / "d" / f"{number}.png", seed=10 + number)
     (concept,) = ImageFolder(str(tmp_path / "data"), Config()).parse(["class:a+b:c"], ["x"]).concepts
     assert concept.labels == {"class": "a+b:c"}
 
@@ -325,7 +325,7 @@ def _append(root: Path, text: str) -> None:
         ('{"file_name": " ", "text": "a"}', "VU-D072", "'file_name' is empty"),
         ('{"file_name": "files/0.png", "text": "a", "class": "b"}', "VU-D072", "'class'"),
         ('{"file_name": "files/9.png", "text": "a", "overwrite": "b"}', "VU-D070", "files/9.png"),
-        ('{"file_name": "metadata.jsonl", "text": "a", "overwrite": "b"}', "VU-D073", "no picture"),
+        ('{"file_name": "metadata.jsonl", "text": "a", "overwrite": "b"}', "VU-D073", "no image"),
     ],
 )
 def test_bad_lines_are_named_with_their_number(sides: Path, line: str, code: str, said: str) -> None:
@@ -336,19 +336,19 @@ def test_bad_lines_are_named_with_their_number(sides: Path, line: str, code: str
     assert error.where.endswith("metadata.jsonl:5")
 
 
-def test_bad_folders(sides: Path, picture: Write, tmp_path: Path) -> None:
+def test_bad_folders(sides: Path, image: Write, tmp_path: Path) -> None:
     assert error_of(tmp_path / "absent").code == "VU-D070"
     (tmp_path / "empty").mkdir()
     assert error_of(tmp_path / "empty").code == "VU-D070"
-    stray = picture(sides / "forget" / "stray.png", seed=99)
+    stray = image(sides / "forget" / "stray.png", seed=99)
     error = error_of(sides)
     assert error.code == "VU-D071"
     assert "stray.png" in error.problem
     stray.unlink()
-    loose = picture(sides / "loose.png", seed=99)
+    loose = image(sides / "loose.png", seed=99)
     assert "no caption" in error_of(sides).problem
     loose.unlink()
-    damaged = picture(sides / "forget" / "files" / "0.png", seed=1)
+    damaged = image(sides / "forget" / "files" / "0.png", seed=1)
     damaged.write_bytes(damaged.read_bytes()[:60])
     error = error_of(sides)
     assert error.code == "VU-D073"
@@ -361,7 +361,7 @@ def test_a_line_ends_at_a_line_feed_only(sides: Path, strange: str) -> None:
     text = listing.read_text(encoding="utf-8")
     listing.write_text(text.replace("caption 0", json.dumps(f"a{strange}b", ensure_ascii=False)[1:-1]), "utf-8")
     data = ImageFolder(str(sides), Config())
-    captions = {row.caption for row in data._pictures(data.parse([], [])).forget}
+    captions = {row.caption for row in data._images(data.parse([], [])).forget}
     assert f"forget a{strange}b" in captions
 
 
@@ -377,9 +377,9 @@ def test_encodings(sides: Path) -> None:
     assert "UTF-8" in error.problem
 
 
-def test_hidden_files_are_left_alone(sides: Path, classes: Path, picture: Write) -> None:
+def test_hidden_files_are_left_alone(sides: Path, classes: Path, image: Write) -> None:
     for place in (sides / "forget" / ".thumbnails", classes / "cat" / ".thumbnails"):
-        picture(place / "small.png", seed=99)
+        image(place / "small.png", seed=99)
     for root, forget in ((sides, ()), (classes, ("class:cat",))):
         data = ImageFolder(str(root), Config())
         assert not any("small" in row.name for row in data._rows)

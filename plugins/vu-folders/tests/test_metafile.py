@@ -35,10 +35,10 @@ def content(count: int = 4) -> dict[str, Any]:
 
 
 @pytest.fixture
-def metafile(picture: Write, tmp_path: Path) -> Path:
+def metafile(image: Write, tmp_path: Path) -> Path:
     for i in range(4):
-        picture(tmp_path / "data" / "images" / f"f{i}.png", seed=i)
-        picture(tmp_path / "data" / "images" / f"r{i}.png", seed=10 + i)
+        image(tmp_path / "data" / "images" / f"f{i}.png", seed=i)
+        image(tmp_path / "data" / "images" / f"r{i}.png", seed=10 + i)
     path = tmp_path / "data" / "meta.json"
     path.write_text(json.dumps(content()))
     return path
@@ -94,13 +94,13 @@ def test_overwrite_precedence(metafile: Path, run: Run) -> None:
     error = error_of(metafile)
     assert error.code == "VU-D074"
     assert "forget[0]" in error.where
-    data = Metafile(str(metafile), Config(validation=0, held_out=0, caption_template="A {} picture."))
+    data = Metafile(str(metafile), Config(validation=0, held_out=0, caption_template="A {} image."))
     selection = data.parse([], ["Photo"])
     assert "2 of 4" in selection.notes[1]
     built = data.build(selection, resolution=32, run=run)
     assert sorted(built.forget.overwrites or ()) == [
-        "A Photo picture.",
-        "A Photo picture.",
+        "A Photo image.",
+        "A Photo image.",
         "An image of x2 in Photo style.",
         "An image of x3 in Photo style.",
     ]
@@ -142,7 +142,7 @@ def _entry(**values: Any) -> dict[str, Any]:
         (_entry(file_name=None), "VU-D072", "no 'file_name'"),
         (_entry(text=7), "VU-D072", "must be text"),
         (_entry(file_name="images/nothing.png"), "VU-D070", "images/nothing.png"),
-        (_entry(file_name="meta.json"), "VU-D073", "no picture"),
+        (_entry(file_name="meta.json"), "VU-D073", "no image"),
         (_entry(overwrite=" "), "VU-D074", "no overwrite"),
     ],
 )

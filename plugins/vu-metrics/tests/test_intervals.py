@@ -102,9 +102,9 @@ def test_mover_covers_the_truth() -> None:
     assert 370 <= held <= 400
 
 
-def test_one_value_has_no_interval() -> None:
-    assert bootstrap_mean(np.array([0.5]), 500, seed=3) is None
-    assert bootstrap_mean(np.array([0.5, 0.6]), 500, seed=3) is not None
+def test_few_values_have_no_interval() -> None:
+    assert bootstrap_mean(np.array([0.5, 0.6, 0.4, 0.5]), 500, seed=3) is None
+    assert bootstrap_mean(np.array([0.5, 0.6, 0.4, 0.5, 0.7]), 500, seed=3) is not None
 
 
 def test_bootstrap_is_seeded() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vu_core.testing import MetricTests
+from vu_core import Evaluation, Run
+from vu_core.testing import MetricTests, toy_evaluation
 from vu_metrics.denoising_gap import DenoisingGap
 from vu_metrics.edit_size import EditSize
 from vu_metrics.unlearncanvas import UnlearnCanvas
@@ -19,5 +20,9 @@ class TestEditSize(MetricTests):
 
 class TestDenoisingGap(MetricTests):
     plugin = DenoisingGap
-    settings = {"examples": 3, "draws": 2, "coordinates": 16, "resamples": 100}
+    settings = {"examples": 6, "draws": 2, "coordinates": 16, "resamples": 100}
     other_values = {"min_share": -1e6, "examples": 1}
+
+    def make_evaluation(self, run: Run) -> Evaluation:
+        """Enough images for intervals."""
+        return toy_evaluation(run, unseen=3)

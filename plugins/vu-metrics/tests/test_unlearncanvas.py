@@ -87,7 +87,7 @@ def test_golden_toy_of_the_benchmark(forget: str, exclude: bool, ua: float, ira:
 
 
 def test_denominators_of_the_full_answer_set() -> None:
-    """5,100 pictures: 51 themes (one of them cannot be forgotten), 20 objects, 5 seeds."""
+    """5,100 images: 51 themes (one of them cannot be forgotten), 20 objects, 5 seeds."""
     themes = [f"T{i}" for i in range(50)] + ["Seed_Images"]
     objects = [f"O{i}" for i in range(20)]
     seeds = (188, 288, 588, 688, 888)
@@ -105,17 +105,17 @@ def test_denominators_of_the_full_answer_set() -> None:
         assert scores["ua"].seeds == seeds
 
 
-def test_a_missing_picture_is_an_error_and_never_a_better_score() -> None:
+def test_a_missing_image_is_an_error_and_never_a_better_score() -> None:
     asked = evaluation(["S1", "S2"], ["O1", "O2"], (0,), ["style:S1"])
     short = perfect(asked)
     short["labels"]["style"] = short["labels"]["style"][:-1]
-    with pytest.raises(MeasureError, match="3 judged pictures on the axis 'style', but 4"):
+    with pytest.raises(MeasureError, match="3 judged images on the axis 'style', but 4"):
         UnlearnCanvas(UnlearnCanvasConfig()).scores(perfect(asked), short, asked)
 
 
 def test_several_concepts_in_one_edit() -> None:
     scores = scored(["style:S1", "style:S2"])
-    assert scores["ua"].after == pytest.approx(1 / 4)  # S1O1 of the four forget pictures is gone
+    assert scores["ua"].after == pytest.approx(1 / 4)  # S1O1 of the four forget images is gone
     assert scores["ua"].n == 4
     assert scores["ua[style:S1]"].after == 0.5
     assert scores["ua[style:S2]"].after == 0.0
@@ -134,7 +134,7 @@ def test_concepts_on_both_axes() -> None:
     assert scores["cra"].after == pytest.approx((2 / 3 + 2 / 2 + 1 / 2) / 3)  # O2, S2, S3
 
 
-def test_a_picture_of_two_concepts_is_gone_when_neither_is_recognised() -> None:
+def test_an_image_of_two_concepts_is_gone_when_neither_is_recognised() -> None:
     asked = evaluation(["S1", "S2", "S3"], ["O1", "O2"], (0,), ["style:S1", "object:O1"])
     metric = UnlearnCanvas(UnlearnCanvasConfig())
     for right, gone in (((0, 0), 1), ((1, 0), 0), ((0, 1), 0), ((1, 1), 0)):
@@ -148,11 +148,11 @@ def test_help_says_what_was_averaged() -> None:
     assert labels["ira"].help == "mean accuracy over 2 other labels of the same kind"
     assert labels["cra"].help == "mean accuracy over 2 labels of the other kinds"
     assert pair["ira"].help == (
-        "mean accuracy over 2 groups of pictures that share exactly one label with a forgotten pair"
+        "mean accuracy over 2 groups of images that share exactly one label with a forgotten pair"
     )
     assert "labels of the other kinds" not in pair["cra"].help
     both = scored(["object:O1+style:S1", "style:S2"])["ira"].help
-    assert "2 other labels of the same kind and 2 groups of pictures" in both
+    assert "2 other labels of the same kind and 2 groups of images" in both
 
 
 def test_a_pair() -> None:
@@ -188,7 +188,7 @@ def test_intervals() -> None:
 
 @pytest.mark.parametrize(("right", "golden"), [(1, (60.30, 100.0)), (0, (0.0, 39.70))])
 def test_outcomes_that_all_agree_have_an_interval(right: int, golden: tuple[float, float]) -> None:
-    """Two objects of three pictures: each Wilson bound is 56.15 points away, the mean 56.15 / sqrt(2)."""
+    """Two objects of three images: each Wilson bound is 56.15 points away, the mean 56.15 / sqrt(2)."""
     asked = evaluation(["S1", "S2", "S3"], ["O1", "O2"], (0,), ["style:S1"])
     after = observed(asked, dict.fromkeys(TOY, (right, right)))
     scores = UnlearnCanvas(UnlearnCanvasConfig()).scores(perfect(asked), after, asked)
@@ -200,7 +200,7 @@ def test_outcomes_that_all_agree_have_an_interval(right: int, golden: tuple[floa
 
 
 def test_changes_have_width_even_when_nothing_changed() -> None:
-    """Newcombe's interval of 40 pictures of a label that were right both times is 0 +- 8.76 points."""
+    """Newcombe's interval of 40 images of a label that were right both times is 0 +- 8.76 points."""
     asked = evaluation(["S1", "S2", "S3"], ["O1", "O2"], range(20), ["style:S1"])
     scores = UnlearnCanvas(UnlearnCanvasConfig()).scores(perfect(asked), perfect(asked), asked)
     found = {score.name: (score.change_low, score.change_high) for score in scores}
@@ -208,13 +208,13 @@ def test_changes_have_width_even_when_nothing_changed() -> None:
     assert one == pytest.approx(0.0876, abs=1e-4)
     assert found["ua"] == pytest.approx((-one, one))
     assert found["forget_accuracy"] == pytest.approx((-one, one))
-    two_labels = math.sqrt(2 * one**2) / 2  # S2 and S3, 40 pictures each
+    two_labels = math.sqrt(2 * one**2) / 2  # S2 and S3, 40 images each
     assert found["ira"] == pytest.approx((-two_labels, two_labels))
-    objects = Z95**2 / (60 + Z95**2) / math.sqrt(2)  # O1 and O2, 60 pictures each
+    objects = Z95**2 / (60 + Z95**2) / math.sqrt(2)  # O1 and O2, 60 images each
     assert found["cra"] == pytest.approx((-objects, objects))
 
 
-def test_an_interval_of_one_picture_per_label_is_wide() -> None:
+def test_an_interval_of_one_image_per_label_is_wide() -> None:
     asked = evaluation(["S1", "S2", "S3"], ["O1"], (0,), ["style:S1"])
     after = observed(asked, {("S1", "O1"): (0, 1), ("S2", "O1"): (1, 1), ("S3", "O1"): (0, 1)})
     ira = {s.name: s for s in UnlearnCanvas(UnlearnCanvasConfig()).scores(perfect(asked), after, asked)}["ira"]
@@ -270,7 +270,7 @@ def test_doubts() -> None:
 def test_empty_is_an_error() -> None:
     metric = UnlearnCanvas(UnlearnCanvasConfig())
     nothing = attrs.evolve(evaluation(["S1", "S2"], ["O1"], (0,), ["style:S1"]), items=())
-    with pytest.raises(MeasureError, match="no picture to judge"):
+    with pytest.raises(MeasureError, match="no image to judge"):
         metric.scores({"labels": {}}, {"labels": {}}, nothing)
     unknown = evaluation(["S1", "S2"], ["O1"], (0,), [])
     with pytest.raises(MeasureError, match="names no concept"):
@@ -284,7 +284,7 @@ def test_empty_is_an_error() -> None:
 
 
 class Painter:
-    """A model that writes seed and prompt length into the picture."""
+    """A model that writes seed and prompt length into the image."""
 
     facts = ModelFacts(
         "painter", "", "0", frozenset({Capability.GENERATE}), 1, 4, 8, generation={"steps": 3, "guidance": 1}
@@ -339,14 +339,14 @@ def test_observe_refuses_what_it_cannot_judge(tmp_path: Path) -> None:
     class Mute:
         facts = Painter.facts
 
-    with pytest.raises(MeasureError, match="generates pictures"):
+    with pytest.raises(MeasureError, match="generates images"):
         metric.observe(Mute(), attrs.evolve(asked, judge=Parity()), run(tmp_path))
 
     class Lazy(Parity):
         def classify(self, images: np.ndarray[Any, Any]) -> Mapping[str, Sequence[str]]:
             return {"object": ["O1"] * (len(images) - 1), "style": ["S1"] * len(images)}
 
-    with pytest.raises(MeasureError, match="3 of 4 pictures on the axis 'object'"):
+    with pytest.raises(MeasureError, match="3 of 4 images on the axis 'object'"):
         metric.observe(Painter(), attrs.evolve(asked, judge=Lazy()), run(tmp_path))
 
 

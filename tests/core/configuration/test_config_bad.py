@@ -270,9 +270,9 @@ ROWS = (
     Bad("half a model", "VU-M070", 8, ("Half a model",), flags=(("--model", "toy-model=half"),)),
     Bad(
         "model plugin fails",
-        "VU-P007",
+        "VU-P009",
         3,
-        ("'failing-model' failed", "KeyError"),
+        ("model 'failing-model' of ", " failed: KeyError"),
         flags=(("--model", "failing-model"), ("--data", "toy-data")),
     ),
     Bad(

@@ -139,6 +139,48 @@ def test_a_bug_in_a_validator_is_no_wrong_value():
         convert({"field": 0}, Config)
 
 
+@attrs.frozen
+class Between:
+    low: int = setting(1, help="low", ge=0)
+    high: int = setting(2, help="high", ge=0)
+
+    @high.validator
+    def _above_low(self, _attribute: Any, value: int) -> None:
+        if value <= self.low:
+            raise ValueError(f"high must be above low, {self.low}.")
+
+
+def test_a_validator_may_look_at_other_fields():
+    assert convert({"low": 3, "high": 4}, Between) == Between(3, 4)
+    with pytest.raises(Mismatch) as caught:
+        convert([{"low": 4, "high": 3}], tuple[Between, ...])
+    assert caught.value.found == (("[0]", "high must be above low, 4"),)
+    with pytest.raises(Mismatch) as caught:
+        convert({"low": -4, "high": -3}, Between)
+    assert [inside for inside, _ in caught.value.found] == [".low", ".high"], "what `setting` checks is told at once"
+
+
+@attrs.frozen
+class Foreign:
+    colour: str = attrs.field(default="red", validator=attrs.validators.in_(("red", "blue")))
+    size: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    either: int | str = attrs.field(default="x", validator=attrs.validators.instance_of(str))
+
+
+@pytest.mark.parametrize(
+    ("value", "inside", "said"),
+    [
+        ({"colour": "grey"}, ".colour", "'colour' must be in ('red', 'blue') (got 'grey')"),
+        ({"size": 0}, "", "'size' must be >= 1: 0"),  # attrs tells this one without the field
+        ({"either": 1}, ".either", "'either' must be <class 'str'> (got 1 that is a <class 'int'>)"),
+    ],
+)
+def test_validators_of_attrs_say_which_field_and_what_and_no_more(value, inside, said):
+    with pytest.raises(Mismatch) as caught:
+        convert({"a": value}, dict[str, Foreign])
+    assert caught.value.found == ((f".a{inside}", said),)
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [

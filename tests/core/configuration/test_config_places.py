@@ -14,7 +14,7 @@ from vu_core.stages.load import configuration_digests
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working folder with a model, data and a folder beside them."""
-    for place in ("models/my-sd", "pictures", "parts"):
+    for place in ("models/my-sd", "images", "parts"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "models" / "my-sd" / "toy.json").write_text("one")
     (tmp_path / "list.csv").write_text("")
@@ -41,6 +41,21 @@ def test_a_run_is_repeated_from_another_folder(toys, here, tmp_path, monkeypatch
 )
 def test_one_place_has_one_name(toys, here, model):
     assert understood(toys, model=model.format(here=here), data="toy-data").model.ref == str(here / "models" / "my-sd")
+
+
+def test_a_link_keeps_its_name_and_what_lies_beside_it(toys, here):
+    (here / "store").mkdir()
+    (here / "store" / "0f3a").write_text("")
+    (here / "links").mkdir()
+    (here / "links" / "list.csv").symlink_to(here / "store" / "0f3a")
+    assert understood(toys, data="links/list.csv").data.ref == str(here / "links" / "list.csv")
+
+
+def test_behind_a_link_the_folder_above_is_that_of_its_target(toys, here):
+    (here / "images" / "inner").mkdir()
+    (here / "images" / "list.csv").write_text("")
+    (here / "link").symlink_to(here / "images" / "inner")
+    assert understood(toys, data="link/../list.csv").data.ref == str(here / "images" / "list.csv")
 
 
 def test_the_home_folder(toys, here, monkeypatch):
@@ -77,8 +92,8 @@ def test_what_is_no_place_is_part_of_the_name_of_a_run(toys, here):
 
 def test_a_flag_says_another_place_than_the_file(toys, here):
     text = "[model]\nname = 'toy=models/my-sd'\n[data]\nname = 'toy-data'\nref = 'list.csv'"
-    config = understood(toys, "model.ref=pictures", toml=text, folder=here, data="toy-data=parts")
-    assert config.model.ref == str(here / "pictures")
+    config = understood(toys, "model.ref=images", toml=text, folder=here, data="toy-data=parts")
+    assert config.model.ref == str(here / "images")
     assert config.data.ref == str(here / "parts")
     assert (config.origins["model.ref"], config.origins["data.ref"]) == ("--set", "--data")
 
@@ -91,7 +106,7 @@ def test_a_flag_says_another_place_than_the_file(toys, here):
         ({"model": "models/nothere"}, "model.name", "no file or folder 'models/nothere'"),
         ({"model": "./model/my-sd"}, "model.name", "Did you mean 'models'?"),
         ({"model": "a/b/c"}, "model.name", "no file or folder 'a/b/c'"),
-        ({"data": "./pictuers"}, "data.name", "Did you mean 'pictures'?"),
+        ({"data": "./imgaes"}, "data.name", "Did you mean 'images'?"),
     ],
 )
 def test_a_path_that_is_not_there_is_told_before_any_network(toys, here, monkeypatch, flags, key, said):
@@ -126,9 +141,9 @@ def test_a_hub_id_beside_no_such_folder_is_one(toys, here):
 
 def test_a_word_that_is_neither_a_name_nor_a_path(toys, here):
     with pytest.raises(PluginError) as caught:
-        understood(toys, data="pictuers")
-    assert "There is no data 'pictuers'." in caught.value.problem
-    assert "no file or folder 'pictuers' either. Did you mean 'pictures'?" in caught.value.problem
+        understood(toys, data="imgaes")
+    assert "There is no data 'imgaes'." in caught.value.problem
+    assert "no file or folder 'imgaes' either. Did you mean 'images'?" in caught.value.problem
     with pytest.raises(PluginError) as caught:
         understood(toys, data="imagefolder")
     assert "either" not in caught.value.problem, "a published name wants to be installed"

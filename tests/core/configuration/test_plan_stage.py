@@ -50,7 +50,7 @@ def test_versions_of_all_that_take_part(toys):
     assert list(versions) == sorted(versions)
 
 
-def test_pictures_are_counted(toys):
+def test_images_are_counted(toys):
     # 3 items, 3 seeds (recipe), 4 samples, before and after.
     assert planned(toys).cost.images == 2 * (3 * 3 + 4)
     assert planned(toys, "measure.seeds=5", "measure.samples=0").cost.images == 2 * 3 * 5

@@ -69,7 +69,7 @@ def test_scores_of_other_tables_are_not_served(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"reload": True}, {"tensors": {}}])
-def test_scores_of_pictures_that_are_not_encoded_are_not_kept(change, tmp_path):
+def test_scores_of_images_that_are_not_encoded_are_not_kept(change, tmp_path):
     cache = Cache(tmp_path / "cache")
     cached = CachedAttribution(Given(2.0), "given", NoSettings(), "", cache)
     run, data = toy_run(tmp_path, attribution=cached), toy_data()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vu_core import PluginError
-from vu_core.config import RawConfig
+from vu_core import PluginError, UnlearnError
+from vu_core.config import Override, RawConfig
 from vu_core.pipeline import dry_run, execute, generate, measure_run, resume
 from vu_core.plugins import Plugins, discover
 from vu_core.run_folder import read_events
@@ -111,6 +111,50 @@ def test_handing_nonsense_to_a_tool_of_the_core_is_the_fault_of_the_plugin(more:
         execute(raw(unlearner__method="toy-misuse"), plugins=more)
 
 
+@pytest.mark.parametrize("nonsense", ["data", "setting", "score"])
+def test_a_noun_made_wrong_is_the_fault_of_who_made_it(
+    plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch, nonsense: str
+) -> None:
+    body = {
+        "data": "examples.with_tensors({'x': __import__('torch').zeros(len(examples) + 1)})",
+        "setting": "PushConfig(lr='no number', nothing=1)",
+        "score": "scorecard_to_json(None)",
+    }[nonsense]
+    names: dict[str, Any] = {**vars(toys), "__name__": toys.__name__}
+    exec("from vu_core.score import scorecard_to_json", names)
+    exec(f"def prepare(self, examples, run):\n    {body}", names)
+    monkeypatch.setattr(toys.LoadedNet, "prepare", names["prepare"])
+    with pytest.raises(PluginError, match="model 'toy-net' of vu-toy-run"):
+        execute(raw(), plugins=plugins)
+
+
+def test_out_of_memory_is_told_when_a_finished_run_is_asked_again(
+    plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = execute(raw(), plugins=plugins).folder
+    _make_fail(monkeypatch, toys, "Gap", "scores", MemoryError())
+    _make_fail(monkeypatch, toys, "LoadedNet", "generate", MemoryError())
+    for ask in (lambda: measure_run(folder, plugins=plugins), lambda: generate(folder, "a", 1, plugins=plugins)):
+        with pytest.raises(UnlearnError, match="ran out of memory") as caught:
+            ask()
+        assert caught.value.code == "VU-U053"
+        assert "batch_size" not in caught.value.remedy
+
+
+def test_a_broken_metric_does_not_cost_the_training(
+    plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        _make_fail(patch, toys, "Gap", "scores", KeyError("boom"))
+        with pytest.raises(PluginError) as caught:
+            execute(raw(run__out="my run"), plugins=plugins)
+    assert "If neither the configuration nor a version has to change" in caught.value.remedy
+    assert "`vu measure 'my run' --set measure.metrics=[...]`" in caught.value.remedy
+    other = [Override("measure.metrics", ["toy-size-of-change"], "--set")]
+    card = measure_run(Path("my run"), plugins=plugins, overrides=other)
+    assert [score.name for score in card.scores] == ["changed_outputs"]
+
+
 def test_a_failure_of_the_core_stays_one_and_leaves_no_folder(
     plugins: Plugins, raw: Raw, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,9 +174,10 @@ def test_a_plugin_that_fails_while_the_run_is_planned(
     plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch, where: str, what: str, failure: Any
 ) -> None:
     _make_fail(monkeypatch, toys, where, what, failure)
-    with pytest.raises(PluginError, match=r"vu-toy-run|toy-") as caught:
+    who = {"ToyNet": "model 'toy-net'", "ToyPoints": "data 'toy-points'"}[where]
+    with pytest.raises(PluginError, match=f"The {who} of vu-toy-run 1.0 failed") as caught:
         dry_run(raw(), plugins=plugins)
-    assert caught.value.code == "VU-P007"
+    assert caught.value.code == "VU-P009"
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)

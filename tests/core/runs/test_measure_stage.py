@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from vu_core import EditError, MeasureError, Score
+from vu_core import EditError, MeasureError, Score, UnlearnError
 from vu_core.config import RawConfig
 from vu_core.data import Evaluation
 from vu_core.edit import Edit
@@ -36,6 +36,49 @@ def test_every_number_of_a_score_must_be_finite(
     with pytest.raises(MeasureError, match="gave toy, where") as caught:
         execute(raw(measure__metrics=["toy-nan"]), plugins=plugins)
     assert caught.value.code == "VU-S050"
+
+
+@pytest.mark.parametrize(
+    ("what", "answer"),
+    [
+        ("scores", 0.5),
+        ("scores", None),
+        ("scores", (0.5,)),
+        ("scores", (attrs.evolve(FINE, after="much"),)),
+        ("doubts", None),
+        ("doubts", ["The images are dark."]),
+        ("doubts", [("ok", "Fine.")]),
+        ("doubts", [("not_forgotten", None)]),
+    ],
+)
+def test_what_is_no_score_and_no_doubt_is_refused(
+    what: str, answer: Any, plugins: Plugins, raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vu_toy_run.broken as broken
+
+    monkeypatch.setattr(broken.NaN, "scores", lambda *a: (FINE,))
+    monkeypatch.setattr(broken.NaN, "doubts", lambda *a: [])
+    monkeypatch.setattr(broken.NaN, what, lambda *a: answer)
+    with pytest.raises(MeasureError, match="The metric 'toy-nan' gave") as caught:
+        execute(raw(measure__metrics=["toy-nan"]), plugins=plugins)
+    assert caught.value.code == "VU-S050"
+
+
+def test_where_nothing_can_tell_whether_it_was_forgotten_the_run_is_not_ok(
+    plugins: Plugins, raw: Raw, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vu_toy_run.broken as broken
+
+    monkeypatch.setattr(broken.NaN, "scores", lambda *a: (FINE,))
+    monkeypatch.setattr(broken.NaN, "doubts", lambda *a: [])
+    blind = raw(measure__metrics=["toy-nan"])
+    assert execute(blind, plugins=plugins).scorecard.status == "ok"  # type: ignore[union-attr]
+    whole = toys.ToyPoints.manifest
+    empty = {"held-out/forget": 0, "validation/forget": 0}
+    monkeypatch.setattr(toys.ToyPoints, "manifest", lambda *a: attrs.evolve(whole(*a), counts=empty))
+    with pytest.raises(UnlearnError, match="Nothing measures whether it was forgotten") as caught:
+        execute(blind, plugins=plugins, strict=True)
+    assert caught.value.code == "VU-U052"
 
 
 @pytest.mark.parametrize("base", ["", "0" * 64])
@@ -173,7 +216,7 @@ def test_the_part_that_was_asked_for_is_measured(
 
 
 @pytest.mark.parametrize(("needs", "seeds"), [((), ()), (("generate",), (10_000, 10_001))])
-def test_only_scores_of_pictures_record_seeds(
+def test_only_scores_of_images_record_seeds(
     needs: tuple[str, ...], seeds: tuple[int, ...], plugins: Plugins, raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = stage._entry

@@ -37,7 +37,7 @@ def test_a_run_writes_everything_that_its_folder_promises(plugins: Plugins, raw:
     record = execute(raw(), plugins=plugins)
     names = sorted(path.name for path in record.folder.iterdir())
     assert names == [
-        "README.md", "edit.safetensors", "environment.json", "events.jsonl", "pictures", "report.html",
+        "README.md", "edit.safetensors", "environment.json", "events.jsonl", "images", "report.html",
         "run.toml", "scores.json",
     ]  # fmt: skip
     assert record.folder == Path("runs") / record.run_id
@@ -382,7 +382,7 @@ print(execute(raw, plugins=discover()).run_id)
     done = process(code, str(first.folder / "run.toml"), "elsewhere", VU_CACHE=str(tmp_path / "empty"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == first.run_id
-    for name in ("edit.safetensors", "scores.json", "pictures/0-after.png"):
+    for name in ("edit.safetensors", "scores.json", "images/0-after.png"):
         assert (place / "elsewhere" / name).read_bytes() == (first.folder / name).read_bytes(), name
 
 
@@ -571,7 +571,7 @@ FIELDS = {
     "measure__split": ("validation", "scores.json"),
     "measure__metrics": (["toy-size-of-change"], "scores.json"),
     "measure__seeds": (3, "scores.json"),
-    "measure__samples": (2, "pictures"),
+    "measure__samples": (2, "images"),
     "measure__steps": (5, "scores.json"),
     "measure__guidance": (3.0, "scores.json"),
 }
@@ -599,7 +599,7 @@ def _seen(folder: Path, where: str) -> Any:
 
     Not the whole of that file or of the report: they hold the run's id, which differs anyway.
     """
-    if where == "pictures":
+    if where == "images":
         return sorted(path.name for path in (folder / where).iterdir())
     if where == "before":  # of the untouched model: what no setting of the method reaches
         return [score["before"] for score in json.loads((folder / "scores.json").read_text())["scores"]]
@@ -608,9 +608,9 @@ def _seen(folder: Path, where: str) -> Any:
     return json.loads((folder / "environment.json").read_text())[where]
 
 
-def test_a_run_without_pictures(plugins: Plugins, raw: Raw) -> None:
+def test_a_run_without_images(plugins: Plugins, raw: Raw) -> None:
     record = execute(raw(measure__samples=0), plugins=plugins)
-    assert not (record.folder / "pictures").exists()
+    assert not (record.folder / "images").exists()
     assert "<img" not in (record.folder / "report.html").read_text()
 
 

@@ -14,12 +14,13 @@ import pytest
 
 from vu_core import Event, RecordError, Run, Score, Scorecard
 from vu_core.atomic import write_bytes
-from vu_core.config import RawConfig
+from vu_core.config import Override, RawConfig
 from vu_core.pipeline import execute, read_record
 from vu_core.plugins import Plugins
 from vu_core.report import claim, value_text
 from vu_core.run_folder import EventLog, read_events, remove_if_nothing_was_won, state_of
 from vu_core.score import scorecard_from_json, scorecard_to_json
+from vu_core.stages.read import read
 from vu_core.stages.record import png, seconds_per_stage
 
 Raw = Callable[..., RawConfig]
@@ -107,11 +108,14 @@ def test_the_report_is_whole_and_needs_nothing_else(plugins: Plugins, raw: Raw) 
 
 def test_the_report_does_not_tell_where_things_lie(plugins: Plugins, raw: Raw, place: Path) -> None:
     (place / "my data").mkdir()
-    record = execute(raw(data__ref="my data"), plugins=plugins)
+    overrides = [Override("run.out", str(place / "kept"), "--out"), Override("run.seed", 3, f"{place / 'own.toml'}:3")]
+    overrides += [Override("unlearner.method", "toy-push", "--set"), Override("data.forget", ("sign:plus",), "--set")]
+    record = execute(read(None, [*overrides, Override("data.ref", "my data", "--set")]), plugins=plugins)
     assert str(place) in (record.folder / "run.toml").read_text()
     html = (record.folder / "report.html").read_text()
     assert str(place) not in html
     assert ".../my data" in html
+    assert "own.toml:3" in html
     assert str(place) not in (record.folder / "README.md").read_text()
 
 
@@ -184,14 +188,14 @@ def test_numbers_as_the_reader_expects_them(value: float | None, unit: str, text
     assert value_text(value, unit) == text
 
 
-def test_pictures_are_real_pngs(plugins: Plugins, raw: Raw) -> None:
+def test_images_are_real_pngs(plugins: Plugins, raw: Raw) -> None:
     from PIL import Image
 
     record = execute(raw(), plugins=plugins)
-    names = sorted(path.name for path in (record.folder / "pictures").iterdir())
+    names = sorted(path.name for path in (record.folder / "images").iterdir())
     assert names == sorted(f"{i}-{side}.png" for i in range(4) for side in ("before", "after"))
-    with Image.open(record.folder / "pictures" / "0-after.png") as picture:
-        assert (picture.size, picture.mode) == ((8, 8), "RGB")
+    with Image.open(record.folder / "images" / "0-after.png") as image:
+        assert (image.size, image.mode) == ((8, 8), "RGB")
 
 
 def test_a_png_holds_the_pixels_exactly(tmp_path: Path) -> None:
@@ -199,8 +203,8 @@ def test_a_png_holds_the_pixels_exactly(tmp_path: Path) -> None:
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     (tmp_path / "x.png").write_bytes(png(pixels))
-    with Image.open(tmp_path / "x.png") as picture:
-        assert np.array_equal(np.asarray(picture), pixels)
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(np.asarray(image), pixels)
     data = png(pixels)
     length = struct.unpack(">I", data[8:12])[0]
     assert struct.unpack(">I", data[16 + length : 20 + length])[0] == zlib.crc32(data[12 : 16 + length])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vu_core import Event, RecordError
-from vu_core.config import RawConfig
+from vu_core.config import RawConfig, flat
 from vu_core.pipeline import Interrupted, execute, resume
 from vu_core.plugins import Plugins
 from vu_core.run_folder import lock, read_events, state_of
@@ -262,6 +262,25 @@ def test_a_changed_configuration_is_not_mixed_with_the_old_one(plugins: Plugins,
     assert caught.value.code == "VU-R053"
     path.write_text(text)
     assert resume(folder, plugins=plugins).scorecard
+
+
+def test_a_table_that_was_added_is_a_change(plugins: Plugins, raw: Raw) -> None:
+    full = raw(run__out="stopped", unlearner__parameters__name="full")
+    with pytest.raises(Interrupted):
+        execute(full, plugins=plugins, on_event=_Stop("unlearn/progress:5"))
+    folder = Path("stopped")
+    path = folder / "run.toml"
+    path.write_text(path.read_text() + "\n[regularizer.hard-mask]\n")
+    with pytest.raises(RecordError, match=r"the configuration in run\.toml \(.*regularizer\.hard-mask") as caught:
+        resume(folder, plugins=plugins)
+    assert caught.value.code == "VU-R053"
+
+
+def test_an_empty_table_is_a_value() -> None:
+    assert dict(flat({"regularizer": {"hard-mask": {}}, "run": {"seed": 1}})) == {
+        "regularizer.hard-mask": {},
+        "run.seed": 1,
+    }
 
 
 def test_a_damaged_event_is_told_before_anything_is_loaded(plugins: Plugins, raw: Raw, toys: Any) -> None:

@@ -130,7 +130,7 @@ def with_overwrite(
     elif over.items() <= labels.items():
         problem = f"is what {text!r} forgets"
     if problem:
-        raise refused(text, overwrite, problem, supplied_overwrite(labels, forgotten))
+        raise refused(text, overwrite, problem, suggestion(labels, forgotten))
     return Concept(text, dict(labels), overwrite, over)
 
 
@@ -146,9 +146,7 @@ def refuse_forgotten_captions(concepts: Sequence[Concept]) -> None:
             place = overwritten(pair, concepts)
             if shows(pair, concept.labels) and any(shows(place, labels) for labels in forgotten):
                 problem = f"would turn {prompt(*pair)!r} into {prompt(*place)!r}, which is forgotten itself"
-                raise refused(
-                    concept.text, str(concept.overwrite), problem, supplied_overwrite(concept.labels, forgotten)
-                )
+                raise refused(concept.text, str(concept.overwrite), problem, suggestion(concept.labels, forgotten))
 
 
 def refused(text: str, overwrite: str, problem: str, better: str) -> DataError:
@@ -156,9 +154,17 @@ def refused(text: str, overwrite: str, problem: str, better: str) -> DataError:
     return DataError(
         "VU-D093",
         f"The overwrite {overwrite!r} cannot take the place of {text!r}: it {problem}.",
-        f"Name another word of the same axis, such as {better}.",
+        f"Name another word{better}.",
         where="data.overwrite",
     )
+
+
+def suggestion(labels: Mapping[str, str], forgotten: Sequence[Mapping[str, str]]) -> str:
+    """Return the end of a sentence that proposes an overwrite, where one can be supplied."""
+    try:
+        return f" of the same axis, such as {supplied_overwrite(labels, forgotten)}"
+    except DataError:
+        return ""
 
 
 def supplied_overwrite(labels: Mapping[str, str], forgotten: Sequence[Mapping[str, str]]) -> str:
@@ -177,10 +183,11 @@ def supplied_overwrite(labels: Mapping[str, str], forgotten: Sequence[Mapping[st
         places = [(pair[0], word) if axis == "style" else (word, pair[1]) for pair in alone]
         if places and not any(shows(place, concept) for place in places for concept in forgotten):
             return f"{axis}:{word}"
+    other = " Or name an object to take its place: --overwrite object:WORD." if len(labels) > 1 else ""
     raise DataError(
         "VU-D093",
-        f"Nothing can take the place of {described(labels)}: with every other {axis}, something is forgotten, too.",
-        f"Leave a concept out of --forget, so that at least one {axis} stays untouched.",
+        f"No {axis} can take the place of {described(labels)}: with every other one, something is forgotten, too.",
+        f"Leave a concept out of --forget, so that at least one {axis} stays untouched.{other}",
         where="data.forget",
     )
 

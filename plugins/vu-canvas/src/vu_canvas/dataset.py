@@ -90,9 +90,9 @@ class Canvas:
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
         """Understand ``style:neon``, ``object:star`` and ``object:star+style:neon``, and the overwrites for them.
 
-        With nothing named to forget, ``style:neon`` is, and a note says so. Without an overwrite, ``style:flat`` is
-        supplied (``style:outline`` where flat is forgotten), ``object:circle`` (``object:square``); a pair changes the
-        style only.
+        With nothing named to forget, ``style:neon`` is, and a note says so. Without an overwrite, the first style that
+        leads to nothing forgotten is supplied, flat before outline before the others, and so the first object, circle
+        before square; a pair changes the style only.
 
         Raises:
             DataError: an unknown axis or word (with near misses), a concept given twice or

@@ -50,6 +50,7 @@ class StableDiffusion:
         self._alphas = scheduler.alphas_cumprod.detach().to(self.device, torch.float32).clone()  # (T,)
         self._pristine = _state(network["text_encoder"])
         self._embedded: dict[str, Tensor] = {}
+        self._warned: set[tuple[str, tuple[str, ...]]] = set()
 
     @classmethod
     def assemble(
@@ -199,7 +200,9 @@ class StableDiffusion:
         longest = self._longest
         lengths = {caption: len(t) for caption, t in zip(distinct, self._ids(distinct), strict=True)}
         cut = [caption for caption in captions if lengths[caption] > longest]
-        if cut:
+        told = (examples.side, tuple(cut))
+        if cut and told not in self._warned:  # metrics prepare the same captions again
+            self._warned.add(told)
             run.emit(
                 "warning",
                 text=f"{len(cut)} of {len(captions)} captions of the {examples.side} examples are longer than the"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HEADROOMS = (4096.0, 256.0, 16.0, 1.0)
-"""Factors on the loss in fp16, tried in this order."""
+HEADROOMS = (65536.0, 4096.0, 256.0, 16.0, 1.0)
+"""Factors on the loss in fp16, tried in this order; the first is where the scale of the joint pass starts."""
 
 
 def settled(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

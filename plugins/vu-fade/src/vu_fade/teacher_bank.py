@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vu_core import Batch, Examples, ForgetRetain, Run, torch_dtype
-from vu_core.training import calls_per_step, total_steps
-from vu_core.training.processes import processes
+from vu_core.training import calls_per_step, process_group, total_steps
 
 if TYPE_CHECKING:
     from vu_fade.fade import Question
@@ -88,7 +87,7 @@ class TeacherBank:
                 batches = {side: _batch(tables[side], rows[side], places, run) for side in group}
                 for side, answered in self._answered(batches, run, wanted).items():
                     chunks[side].append(answered)
-            if processes(torch.device(run.device)).first:
+            if process_group(torch.device(run.device)).first:
                 run.progress("teacher bank", first + wanted, self.draws)
         banks = {side: _bank(tables[side], answered) for side, answered in chunks.items()}
         spelled = attrs.evolve(training, steps=steps, epochs=None)

@@ -1,1 +1,1 @@
-"""Pictures in folders as data for `vu`."""
+"""Images in folders as data for `vu`."""

@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING
 import attrs
 
 from vu_core import Evaluation, EvaluationItem, Examples, ForgetRetain, Manifest, Selection, Side, Split
-from vu_folders.pictures import read_picture
+from vu_folders.images import read_image
 from vu_folders.rows import Row, Sides, by_folder, divide, with_overwrites
-from vu_folders.settings import PictureSettings
+from vu_folders.settings import ImageSettings
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 METRICS = ("edit-size", "denoising-gap")
-"""Asked when nothing is said: nobody judges what is on a stranger's pictures."""
+"""Asked when nothing is said: nobody judges what is on a stranger's images."""
 
 
 @attrs.frozen
-class Pictures:
-    """The pictures of a selection: what both kinds of data make of them.
+class Images:
+    """The images of a selection: what both kinds of data make of them.
 
     Args:
         selection: what was asked; forget, retain: the rows of either side, before they are split.
-        axes: the values of every axis; settings: how pictures are read and split.
+        axes: the values of every axis; settings: how images are read and split.
     """
 
     selection: Selection
     forget: tuple[Row, ...]
     retain: tuple[Row, ...]
     axes: Mapping[str, tuple[str, ...]]
-    settings: PictureSettings
+    settings: ImageSettings
 
     def noted(self, overwrites_named: bool, notes: Sequence[str] = ()) -> Selection:
         """Return the selection with notes on what its overwrite captions are. Raises: DataError VU-D074."""
@@ -41,17 +41,17 @@ class Pictures:
         own = sum(bool(row.overwrite) for row in self.forget)
         notes = list(notes)
         if own and overwrites_named:
-            notes.append(f"{own} of {len(done)} forget pictures have their own overwrite caption; it comes first.")
+            notes.append(f"{own} of {len(done)} forget images have their own overwrite caption; it comes first.")
         # A caption of one's own is rarely written like the template, so more than the concept would differ.
         made = [row for row, asked in zip(done, self.forget, strict=True) if not asked.overwrite and not by_folder(row)]
         for caption in dict.fromkeys(row.overwrite for row in made):
             count = sum(row.overwrite == caption for row in made)
             notes.append(
-                f"The overwrite caption of {count} of {len(done)} forget pictures is {caption!r} "
+                f"The overwrite caption of {count} of {len(done)} forget images is {caption!r} "
                 "(data.caption_template), although they have captions of their own."
             )
         if not self.retain:
-            notes.append("Every picture is to be forgotten: nothing is left to retain.")
+            notes.append("Every image is to be forgotten: nothing is left to retain.")
         return attrs.evolve(self.selection, notes=tuple(notes))
 
     def sides(self) -> Sides:
@@ -72,7 +72,7 @@ class Pictures:
         return Manifest(name=name, ref=ref, digest=sides.digest, counts=counts, split=split, axes=self.axes)
 
     def build(self, resolution: int) -> ForgetRetain:
-        """Return train and validation examples; only training pictures are cropped at random and flipped."""
+        """Return train and validation examples; only training images are cropped at random and flipped."""
         sides, size = self.sides(), self.settings.resolution or resolution
 
         def table(split: Split, side: Side) -> Examples:
@@ -87,9 +87,9 @@ class Pictures:
         )
 
     def evaluation(self, resolution: int, *, split: Split, seeds: Sequence[int], samples: int) -> Evaluation:
-        """Return what `measure` asks: the captions of the part with every seed, and the pictures themselves.
+        """Return what `measure` asks: the captions of the part with every seed, and the images themselves.
 
-        Without pictures in the part (its fraction is 0) the captions of the training pictures are asked and no examples
+        Without images in the part (its fraction is 0) the captions of the training images are asked and no examples
         are given. Half of the ``samples``, rounded up, show what was to be forgotten.
         """
         sides, size = self.sides(), self.settings.resolution or resolution
@@ -116,7 +116,7 @@ class Pictures:
 
 
 def examples(
-    rows: Sequence[Row], side: Side, axes: Mapping[str, tuple[str, ...]], size: int, augment: PictureSettings | None
+    rows: Sequence[Row], side: Side, axes: Mapping[str, tuple[str, ...]], size: int, augment: ImageSettings | None
 ) -> Examples:
     """Return a table of examples; without ``augment`` the middle square is taken and nothing is flipped."""
     return Examples(
@@ -129,14 +129,12 @@ def examples(
     )
 
 
-def _loader(
-    rows: Sequence[Row], size: int, augment: PictureSettings | None
-) -> Callable[[int, torch.Generator], Tensor]:
+def _loader(rows: Sequence[Row], size: int, augment: ImageSettings | None) -> Callable[[int, torch.Generator], Tensor]:
     random_crop = augment is not None and augment.crop != "center"
     flip = augment is not None and augment.flip
 
     def load(row: int, generator: torch.Generator) -> Tensor:
-        return read_picture(rows[row].path, size, random_crop=random_crop, flip=flip, generator=generator)
+        return read_image(rows[row].path, size, random_crop=random_crop, flip=flip, generator=generator)
 
     return load
 

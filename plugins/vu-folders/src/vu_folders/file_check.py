@@ -1,4 +1,4 @@
-"""Is a file a whole picture with 8 bits per channel? Told from its bytes, decoding only where they cannot tell."""
+"""Is a file a whole image with 8 bits per channel? Told from its bytes, decoding only where they cannot tell."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DEEP = re.compile(r"(I|L|LA|RGB|RGBA|RGBX|CMYK);16")  # stored so; Pillow would
 _JPEG_ENDS = b"\xff\xd9"
 
 
-def check_picture(data: bytes, path: Path, where: str) -> None:
-    """Refuse bytes that are no picture, a damaged or cut one, or one with more than 8 bits per channel.
+def check_image(data: bytes, path: Path, where: str) -> None:
+    """Refuse bytes that are no image, a damaged or cut one, or one with more than 8 bits per channel.
 
     PNG is checked by its checksums and JPEG by its end marker; whatever has neither is decoded.
 
@@ -35,26 +35,26 @@ def check_picture(data: bytes, path: Path, where: str) -> None:
             elif image.format != "JPEG" or not data.rstrip(b"\x00\r\n").endswith(_JPEG_ENDS):
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise no_picture(path, error, where, empty=not data) from error
+        raise no_image(path, error, where, empty=not data) from error
 
 
 def refuse_deep(image: Image.Image) -> None:
-    """Raise ValueError for an opened, not yet decoded picture with more than 8 bits per channel."""
+    """Raise ValueError for an opened, not yet decoded image with more than 8 bits per channel."""
     stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode not in _EIGHT_BIT or _DEEP.search(stored):
-        raise ValueError(f"it has more than 8 bits per channel (mode {image.mode}); 8-bit pictures are understood")
+        raise ValueError(f"it has more than 8 bits per channel (mode {image.mode}); 8-bit images are understood")
 
 
-def no_picture(path: Path, error: Exception, where: str, *, empty: bool = False) -> DataError:
-    """Return the error for a file that is no picture, or a damaged one."""
+def no_image(path: Path, error: Exception, where: str, *, empty: bool = False) -> DataError:
+    """Return the error for a file that is no image, or a damaged one."""
     from PIL import UnidentifiedImageError
 
     cause = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, UnidentifiedImageError):  # its own text holds the address of an object
-        cause = "it is empty" if empty else "it begins like no known kind of picture"
+        cause = "it is empty" if empty else "it begins like no known kind of image"
     return DataError(
         "VU-D073",
-        f"The file {str(path)!r} is no picture, or it is damaged: {cause}.",
+        f"The file {str(path)!r} is no image, or it is damaged: {cause}.",
         "Replace the file, or take it out of the data.",
         where=where,
     )

@@ -49,7 +49,7 @@ def read_concepts(
         if one.labels.items() <= other.labels.items():
             raise _refused(
                 f"{other.text!r} is part of {one.text!r}, or the same.",
-                f"Leave --forget {other.text} out: its pictures are forgotten already.",
+                f"Leave --forget {other.text} out: its images are forgotten already.",
                 "data.forget",
             )
     return concepts
@@ -75,7 +75,8 @@ def _concept(
         return Concept(text, labels)
     if not overwrite.strip():
         raise _refused("The overwrite is empty.", "Name a concept.", "data.overwrite")
-    looks_like_a_label = overwrite.partition(":")[0] in places or _LABEL.match(overwrite)
+    axis, colon, _ = overwrite.partition(":")
+    looks_like_a_label = colon and (axis in places or _LABEL.match(overwrite))
     named = _labels(overwrite, places, "data.overwrite") if looks_like_a_label else {}
     if len(named) > 1:
         raise _refused(
@@ -104,7 +105,7 @@ def _labels(text: str, axes: Mapping[str, tuple[str, ...]], where: str) -> dict[
             )
         if axis in labels:
             raise _refused(
-                f"{text!r} names the axis {axis!r} twice; `+` means pictures that are both.",
+                f"{text!r} names the axis {axis!r} twice; `+` means images that are both.",
                 "Name several concepts with a flag each: --forget A --forget B.",
                 where,
             )

@@ -1,4 +1,4 @@
-"""The data plugin ``imagefolder``: pictures in folders, captioned by folder name or by metadata.jsonl."""
+"""The data plugin ``imagefolder``: images in folders, captioned by folder name or by metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vu_core import DataError, Evaluation, ForgetRetain, Manifest, Selection, So
 from vu_folders import assembly
 from vu_folders.columns import read_entry, read_text
 from vu_folders.grammar import offer, read_concepts
-from vu_folders.rows import PICTURE_SUFFIXES, Row, axes_of, caption_of, fingerprinted
-from vu_folders.settings import PictureSettings
+from vu_folders.rows import IMAGE_SUFFIXES, Row, axes_of, caption_of, fingerprinted
+from vu_folders.settings import ImageSettings
 
 if TYPE_CHECKING:
     from vu_core import Run
@@ -28,19 +28,19 @@ _ENTRIES = 10_000  # names that `recognises` looks at
 
 
 @attrs.frozen
-class Config(PictureSettings):
+class Config(ImageSettings):
     """Settings of the data ``imagefolder``, the table ``[data]``."""
 
 
 class ImageFolder:
-    """Read pictures from a folder.
+    """Read images from a folder.
 
-    A picture that a ``metadata.jsonl`` lists (in its folder or above) has the caption ``text`` of its line. Any other
+    An image that a ``metadata.jsonl`` lists (in its folder or above) has the caption ``text`` of its line. Any other
     is captioned by the name of the folder it lies in.
 
     After ``--forget``, ``folder:NAME`` names everything in the folder NAME right under the data folder, ``class:NAME``
-    the pictures without a metadata line that lie in a folder called NAME at any depth, and ``COLUMN:VALUE`` the
-    pictures with this value in a further column of ``metadata.jsonl``. All else is retained. A folder called ``forget``
+    the images without a metadata line that lie in a folder called NAME at any depth, and ``COLUMN:VALUE`` the
+    images with this value in a further column of ``metadata.jsonl``. All else is retained. A folder called ``forget``
     is what is forgotten when nothing is said.
 
     Args:
@@ -59,15 +59,14 @@ class ImageFolder:
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Tell whether ``path`` is a folder with a picture or a ``metadata.jsonl`` at any depth.
+        """Tell whether ``path`` is a folder with an image or a ``metadata.jsonl`` at any depth.
 
         Of a large folder only the first entries are looked at, level by level.
         """
         if not path.is_dir():
             return False
         return any(
-            entry.name == METADATA or entry.suffix.lower() in PICTURE_SUFFIXES
-            for entry in islice(_below(path), _ENTRIES)
+            entry.name == METADATA or entry.suffix.lower() in IMAGE_SUFFIXES for entry in islice(_below(path), _ENTRIES)
         )
 
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
@@ -89,21 +88,21 @@ class ImageFolder:
                 where="data.forget",
             )
         selection = Selection(read_concepts(forget, overwrite, self._axes))
-        return self._pictures(selection).noted(bool(overwrite), notes)
+        return self._images(selection).noted(bool(overwrite), notes)
 
     def manifest(self, selection: Selection) -> Manifest:
         """Describe the data that a run will see. Raises: DataError VU-D070 to VU-D076."""
-        return self._pictures(selection).manifest("imagefolder", self.ref)
+        return self._images(selection).manifest("imagefolder", self.ref)
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return self._pictures(selection).build(resolution)
+        return self._images(selection).build(resolution)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
     ) -> Evaluation:
-        """Return captions and pictures of ``split``; see `vu_folders.assembly.Pictures.evaluation`."""
-        return self._pictures(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
+        """Return captions and images of ``split``; see `vu_folders.assembly.Images.evaluation`."""
+        return self._images(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
@@ -119,8 +118,8 @@ class ImageFolder:
         if not rows:
             raise DataError(
                 "VU-D070",
-                f"The folder {self.ref!r} holds no pictures.",
-                f"Put pictures there ({', '.join(sorted(PICTURE_SUFFIXES))}), in class folders or with a {METADATA}.",
+                f"The folder {self.ref!r} holds no images.",
+                f"Put images there ({', '.join(sorted(IMAGE_SUFFIXES))}), in class folders or with a {METADATA}.",
                 where=str(root),
             )
         return fingerprinted(rows)
@@ -129,7 +128,7 @@ class ImageFolder:
     def _axes(self) -> Mapping[str, tuple[str, ...]]:
         return axes_of(self._rows)
 
-    def _pictures(self, selection: Selection) -> assembly.Pictures:
+    def _images(self, selection: Selection) -> assembly.Images:
         def chosen(row: Row) -> bool:
             return any(all(row.labels.get(a) == v for a, v in c.labels.items()) for c in selection.concepts)
 
@@ -137,12 +136,12 @@ class ImageFolder:
         if not forget:
             raise DataError(
                 "VU-D076",
-                "No picture shows all that was named.",
+                "No image shows all that was named.",
                 f"Name something that exists: {offer(self._axes)}.",
                 where="data.forget",
             )
         retain = tuple(row for row in self._rows if not chosen(row))
-        return assembly.Pictures(selection, forget, retain, self._axes, self.config)
+        return assembly.Images(selection, forget, retain, self._axes, self.config)
 
     def _collect(self, folder: Path, root: Path) -> Iterator[Row]:
         """Yield the rows of a folder and of those below it, in the order of their names."""
@@ -154,14 +153,14 @@ class ImageFolder:
                 continue
             if path.is_dir():
                 yield from self._collect(path, root)
-            elif path.suffix.lower() in PICTURE_SUFFIXES:
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
                 yield self._by_folder(path, root)
 
     def _by_folder(self, path: Path, root: Path) -> Row:
         if path.parent in (root, root / FORGET, root / "retain"):
             raise DataError(
                 "VU-D071",
-                f"The picture {str(path)!r} has no caption.",
+                f"The image {str(path)!r} has no caption.",
                 f"List it in {str(path.parent / METADATA)!r}, or put it into a folder named after what it shows.",
                 where=str(path),
             )
@@ -184,11 +183,11 @@ class ImageFolder:
             yield Row(path, name, caption, overwrite, {**labels, **columns}, where)
         for path in sorted(folder.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.resolve() not in seen and not hidden:
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in seen and not hidden:
                 raise DataError(
                     "VU-D071",
-                    f"The picture {str(path)!r} is not listed in {str(listing)!r}.",
-                    "Add a line for it, or take the picture away.",
+                    f"The image {str(path)!r} is not listed in {str(listing)!r}.",
+                    "Add a line for it, or take the image away.",
                     where=str(listing),
                 )
 

@@ -15,7 +15,7 @@ from vu_folders import assembly
 from vu_folders.columns import read_entry, read_text
 from vu_folders.grammar import read_concepts
 from vu_folders.rows import Row, axes_of, fingerprinted
-from vu_folders.settings import PictureSettings
+from vu_folders.settings import ImageSettings
 
 if TYPE_CHECKING:
     from vu_core import Run
@@ -25,7 +25,7 @@ _BEGINNING = 4096  # characters that `recognises` reads
 
 
 @attrs.frozen
-class Config(PictureSettings):
+class Config(ImageSettings):
     """Settings of the data ``metafile``, the table ``[data]``."""
 
     base_dir: str | None = setting(
@@ -76,25 +76,25 @@ class Metafile:
         """
         notes = [] if forget else ["Nothing was named, so the forget list of the metafile is forgotten."]
         selection = Selection(read_concepts(forget or ["side:forget"], overwrite, {"side": ("forget",)}, {}))
-        return self._pictures(selection).noted(bool(overwrite), notes)
+        return self._images(selection).noted(bool(overwrite), notes)
 
     def manifest(self, selection: Selection) -> Manifest:
         """Describe the data that a run will see. Raises: DataError VU-D070 to VU-D076."""
-        return self._pictures(selection).manifest("metafile", self.ref)
+        return self._images(selection).manifest("metafile", self.ref)
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return self._pictures(selection).build(resolution)
+        return self._images(selection).build(resolution)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
     ) -> Evaluation:
-        """Return captions and pictures of ``split``; see `vu_folders.assembly.Pictures.evaluation`."""
-        return self._pictures(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
+        """Return captions and images of ``split``; see `vu_folders.assembly.Images.evaluation`."""
+        return self._images(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
 
-    def _pictures(self, selection: Selection) -> assembly.Pictures:
+    def _images(self, selection: Selection) -> assembly.Images:
         forget, retain = self._rows["forget"], self._rows["retain"]
-        return assembly.Pictures(selection, forget, retain, axes_of((*forget, *retain)), self.config)
+        return assembly.Images(selection, forget, retain, axes_of((*forget, *retain)), self.config)
 
     @cached_property
     def _rows(self) -> Mapping[str, tuple[Row, ...]]:
@@ -104,7 +104,7 @@ class Metafile:
             raise DataError(
                 "VU-D076",
                 "The forget list of the metafile is empty.",
-                "List the pictures that show what is to be forgotten.",
+                "List the images that show what is to be forgotten.",
                 where=self.ref,
             )
         return rows

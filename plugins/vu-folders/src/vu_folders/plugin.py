@@ -11,10 +11,10 @@ def vu_register_datasets(register: Register) -> None:
     register(
         "imagefolder",
         "vu_folders.imagefolder:ImageFolder",
-        summary="a folder of pictures: class folders, or metadata.jsonl with captions",
+        summary="a folder of images: class folders, or metadata.jsonl with captions",
     )
     register(
         "metafile",
         "vu_folders.metafile:Metafile",
-        summary="a JSON file that lists forget and retain pictures with captions and overwrite captions",
+        summary="a JSON file that lists forget and retain images with captions and overwrite captions",
     )

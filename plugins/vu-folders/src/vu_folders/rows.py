@@ -1,4 +1,4 @@
-"""Pictures with captions, before they are split and read: plain values, torch-free."""
+"""Images with captions, before they are split and read: plain values, torch-free."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 import attrs
 
 from vu_core import DataError, Selection, Side, Split, digest
-from vu_folders.file_check import check_picture
-from vu_folders.settings import PictureSettings
+from vu_folders.file_check import check_image
+from vu_folders.settings import ImageSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "held-out")
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @attrs.frozen
 class Row:
-    """One picture as the data names it.
+    """One image as the data names it.
 
     Args:
         path: the file; name: how the data calls it.
@@ -56,10 +56,10 @@ class Sides:
 
 
 def fingerprinted(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return the rows with the hash of their files' bytes, after checking that each file is a picture.
+    """Return the rows with the hash of their files' bytes, after checking that each file is an image.
 
     Raises:
-        DataError: VU-D070 for a missing file, VU-D073 for a file that is no whole 8-bit picture.
+        DataError: VU-D070 for a missing file, VU-D073 for a file that is no whole 8-bit image.
     """
     return tuple(attrs.evolve(row, content=_content(row)) for row in rows)
 
@@ -70,11 +70,11 @@ def _content(row: Row) -> str:
     except OSError as error:
         raise DataError(
             "VU-D070",
-            f"The picture {row.name!r} cannot be read: there is no readable file {str(row.path)!r}.",
+            f"The image {row.name!r} cannot be read: there is no readable file {str(row.path)!r}.",
             "Put the file there, or correct its name; relative names start at the folder of the file that lists them.",
             where=row.where,
         ) from error
-    check_picture(data, row.path, row.where)
+    check_image(data, row.path, row.where)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -87,16 +87,16 @@ def axes_of(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
     return {axis: tuple(sorted(values)) for axis, values in axes.items()}
 
 
-def divide(forget: Sequence[Row], retain: Sequence[Row], settings: PictureSettings) -> Sides:
+def divide(forget: Sequence[Row], retain: Sequence[Row], settings: ImageSettings) -> Sides:
     """Separate both sides into train, validation and held-out.
 
-    The different pictures of a side (files with equal bytes count once and stay together) are ordered by the hash of
+    The different images of a side (files with equal bytes count once and stay together) are ordered by the hash of
     their bytes; the first ``floor(held_out * n)`` are held out, the next ``floor(validation * n)`` are for validation,
-    but at least one each unless the fraction is 0, and at least one is left to train on. A picture that lies on both
-    sides is always trained on. ``max_forget`` and ``max_retain`` keep the first training pictures in that order.
+    but at least one each unless the fraction is 0, and at least one is left to train on. An image that lies on both
+    sides is always trained on. ``max_forget`` and ``max_retain`` keep the first training images in that order.
 
     Raises:
-        DataError: VU-D076 when a side has too few pictures for its parts.
+        DataError: VU-D076 when a side has too few images for its parts.
     """
     both = {row.content for row in forget} & {row.content for row in retain}
     parts: dict[tuple[Split, Side], tuple[Row, ...]] = {}
@@ -115,8 +115,8 @@ def divide(forget: Sequence[Row], retain: Sequence[Row], settings: PictureSettin
     return Sides(parts, digest("folders 1", pixels, *lines))
 
 
-def _places(rows: Sequence[Row], both: set[str], settings: PictureSettings, side: str) -> dict[str, Split]:
-    """Return the split of every picture of a side, by content."""
+def _places(rows: Sequence[Row], both: set[str], settings: ImageSettings, side: str) -> dict[str, Split]:
+    """Return the split of every image of a side, by content."""
     place: dict[str, Split] = dict.fromkeys(both, "train")
     contents = sorted({row.content for row in rows} - both)
     wanted = {"held-out": settings.held_out, "validation": settings.validation}
@@ -125,9 +125,9 @@ def _places(rows: Sequence[Row], both: set[str], settings: PictureSettings, side
     if rows and trained < 1:
         raise DataError(
             "VU-D076",
-            f"The {side} side has {len(contents)} different pictures; its parts need {sum(sizes.values()) + 1} or more:"
+            f"The {side} side has {len(contents)} different images; its parts need {sum(sizes.values()) + 1} or more:"
             f" {sizes['held-out']} held out, {sizes['validation']} for validation, 1 to train on.",
-            "Add pictures, or lower data.held_out and data.validation (0 = no such part).",
+            "Add images, or lower data.held_out and data.validation (0 = no such part).",
             where="data",
         )
     if not rows:
@@ -139,7 +139,7 @@ def _places(rows: Sequence[Row], both: set[str], settings: PictureSettings, side
     return place
 
 
-def with_overwrites(rows: Sequence[Row], selection: Selection, settings: PictureSettings) -> tuple[Row, ...]:
+def with_overwrites(rows: Sequence[Row], selection: Selection, settings: ImageSettings) -> tuple[Row, ...]:
     """Return forget rows with an overwrite caption each: their own, else that of the first concept they show.
 
     Raises:
@@ -150,21 +150,21 @@ def with_overwrites(rows: Sequence[Row], selection: Selection, settings: Picture
         if row.overwrite == row.caption:
             raise DataError(
                 "VU-D074",
-                f"The forget picture {row.name!r} would be overwritten by its own caption, {row.caption!r}.",
+                f"The forget image {row.name!r} would be overwritten by its own caption, {row.caption!r}.",
                 "Name another concept to take its place: --overwrite CONCEPT, or correct its overwrite caption.",
                 where=row.where,
             )
     return done
 
 
-def _supplied(row: Row, selection: Selection, settings: PictureSettings) -> str:
+def _supplied(row: Row, selection: Selection, settings: ImageSettings) -> str:
     for concept in selection.concepts:
         if concept.overwrite and all(row.labels.get(axis) == value for axis, value in concept.labels.items()):
             word = next(iter(concept.overwrite_labels.values()), concept.overwrite)
             return caption_of(word, settings)
     raise DataError(
         "VU-D074",
-        f"The forget picture {row.name!r} has no overwrite caption: what takes the place of what it shows?",
+        f"The forget image {row.name!r} has no overwrite caption: what takes the place of what it shows?",
         f"Give it a column {settings.overwrite_column!r}, or name one concept for all: --overwrite CONCEPT.",
         where=row.where,
     )
@@ -175,11 +175,11 @@ def by_folder(row: Row) -> bool:
     return "class" in row.labels
 
 
-def caption_of(word: str, settings: PictureSettings) -> str:
+def caption_of(word: str, settings: ImageSettings) -> str:
     """Return the caption of a class or concept; underscores of folder names are spaces.
 
     Example:
-        >>> caption_of("golden_retriever", PictureSettings())
+        >>> caption_of("golden_retriever", ImageSettings())
         'An image of golden retriever.'
     """
     return settings.caption_template.format(word.replace("_", " "))

@@ -22,23 +22,23 @@ def _one_gap(value: str) -> str | None:
 
 
 @attrs.frozen
-class PictureSettings:
-    """How pictures are read, captioned, limited and split."""
+class ImageSettings:
+    """How images are read, captioned, limited and split."""
 
     resolution: int | None = setting(
-        None, help="side of the pictures in pixels; the model's own when absent", ge=8, check=_multiple_of_8
+        None, help="side of the images in pixels; the model's own when absent", ge=8, check=_multiple_of_8
     )
     crop: str = setting(
         "random",
-        help="square taken from a training picture: random once per run, center, or anew at every step",
+        help="square taken from a training image: random once per run, center, or anew at every step",
         choices=CROPS,
     )
-    flip: bool = setting(False, help="mirror training pictures left to right, each with probability 1/2")
+    flip: bool = setting(False, help="mirror training images left to right, each with probability 1/2")
     caption_template: str = setting(
         "An image of {}.", help="caption of a class or overwrite concept, put in place of {}", check=_one_gap
     )
-    overwrite_column: str = setting("overwrite", help="metadata column with the overwrite caption of a forget picture")
-    max_forget: int | None = setting(None, help="at most so many forget pictures are trained on", ge=1)
-    max_retain: int | None = setting(None, help="at most so many retain pictures are trained on", ge=1)
+    overwrite_column: str = setting("overwrite", help="metadata column with the overwrite caption of a forget image")
+    max_forget: int | None = setting(None, help="at most so many forget images are trained on", ge=1)
+    max_retain: int | None = setting(None, help="at most so many retain images are trained on", ge=1)
     validation: float = setting(0.1, help="part of each side that methods may select on", ge=0, lt=1)
     held_out: float = setting(0.1, help="part of each side that only measure sees", ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""Which pictures stand behind which accuracy: the terms of UA, IRA and CRA."""
+"""Which images stand behind which accuracy: the terms of UA, IRA and CRA."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def forget_terms(concepts: Sequence[Concept], items: Sequence[EvaluationItem]) -
         if not rows:
             raise MeasureError(
                 "VU-S091",
-                f"None of the {len(items)} pictures asked for shows {concept.text}, so UA has no value.",
+                f"None of the {len(items)} images asked for shows {concept.text}, so UA has no value.",
                 "Ask for at least one prompt that contains the forgotten concept.",
                 where="measure",
             )
@@ -85,11 +85,11 @@ def label_terms(evaluation: Evaluation, axis: str, skip: frozenset[int]) -> dict
 
 
 def named_term(name: str, rows: Sequence[int], axes: tuple[str, ...]) -> dict[str, Term]:
-    """Return the term under its name. Raises: MeasureError when no picture belongs to it."""
+    """Return the term under its name. Raises: MeasureError when no image belongs to it."""
     if not rows:
         raise MeasureError(
             "VU-S092",
-            f"No picture asked for belongs to {name}, so its accuracy has no value.",
+            f"No image asked for belongs to {name}, so its accuracy has no value.",
             "Ask for every label at least once, or leave the label out of the axes.",
             where="measure",
         )
@@ -118,8 +118,8 @@ def correct_per_axis(observed: Observations, items: Sequence[EvaluationItem]) ->
         if len(named) != len(items):
             raise MeasureError(
                 "VU-S093",
-                f"There are {len(named)} judged pictures on the axis {axis!r}, but {len(items)} were asked for.",
-                "Clear the cache (`vu cache clear`) and measure again; no picture may be left out.",
+                f"There are {len(named)} judged images on the axis {axis!r}, but {len(items)} were asked for.",
+                "Clear the cache (`vu cache clear`) and measure again; no image may be left out.",
                 where="unlearncanvas",
             )
         correct[axis] = np.array(

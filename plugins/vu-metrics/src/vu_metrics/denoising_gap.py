@@ -24,7 +24,7 @@ from vu_core import (
     digest,
     setting,
 )
-from vu_metrics.intervals import Floats, bootstrap_mean, percentiles, resampled_means
+from vu_metrics.intervals import FEWEST, Floats, bootstrap_mean, percentiles, resampled_means
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ class DenoisingGap:
 
     ``gap_difference`` is the forget gap minus the retain gap: an edit that moves both sides alike is not about forget.
 
-    Intervals are percentile bootstraps over images; with one image on a side there is none.
+    Intervals are percentile bootstraps over images; with fewer than five images on a side there is none.
     """
 
     Config: ClassVar[type[DenoisingGapConfig]] = DenoisingGapConfig
@@ -177,7 +177,7 @@ class DenoisingGap:
         if not asked.mean() > 0:
             return ()
         interval = None
-        if n > 1 and asked.min() > 0:
+        if n >= FEWEST and asked.min() > 0:
             drawn = [resampled_means(column, self.config.resamples, seed) for column in (left, asked)]
             interval = percentiles(1 - drawn[0] / drawn[1])
         score = gap_score("overwrite_share", left, interval, "up", fingerprint)
@@ -190,7 +190,7 @@ class DenoisingGap:
         """Return ``gap_difference``; the sides hold different images and are resampled apart."""
         forget, retain = gaps["forget"], gaps["retain"]
         interval = None
-        if min(len(forget), len(retain)) > 1:
+        if min(len(forget), len(retain)) >= FEWEST:
             drawn = [resampled_means(gap, self.config.resamples, seed + i) for i, gap in enumerate((forget, retain))]
             interval = percentiles(drawn[0] - drawn[1])
         score = gap_score("gap_difference", forget, interval, "up", fingerprint)
@@ -203,9 +203,10 @@ class DenoisingGap:
         )
 
     def doubts(self, scores: Sequence[Score]) -> Sequence[tuple[Status, str]]:
-        """Doubt a low share, a gap no larger on forget than on retain images, and a retain loss that rises much.
+        """Doubt a low share, a gap not clearly larger on forget than on retain images, a retain loss that rises.
 
-        The gap must be larger by its interval, where it has one.
+        Clearly larger is a difference whose interval lies above 0; too few images for one cannot tell more than the
+        sign.
         """
         found: list[tuple[Status, str]] = []
         by_name = {score.name: score for score in scores}
@@ -214,10 +215,12 @@ class DenoisingGap:
             way = f"Forget captions came {100 * share.after:.0f} % of the way to their overwrite"
             found.append(("not_forgotten", f"{way}, less than {100 * self.config.min_share:.0f} %."))
         if difference is not None:
-            least = difference.after if difference.ci_low is None else difference.ci_low
-            if least <= 0:
-                both = " and ".join(f"{by_name[n].after:.2g}" for n in ("forget_gap", "retain_gap") if n in by_name)
-                sentence = f"The denoiser changed no more on forget images than on retain ones, by {both}."
+            forget, retain = (by_name[f"{side}_gap"].after for side in ("forget", "retain"))
+            clearly = difference.after > 0 if difference.ci_low is None else difference.ci_low > 0
+            if not clearly:
+                both = f"{forget:.2g} and {retain:.2g}"
+                more = "not clearly more" if difference.after > 0 else "no more"
+                sentence = f"The denoiser changed {more} on forget images than on retain ones, by {both}."
                 found.append(("not_forgotten", sentence))
         if loss is not None and loss.before is not None and loss.after > (1 + self.config.max_rise) * loss.before:
             found.append(("retain_collapsed", f"The retain loss rose from {loss.before:.3g} to {loss.after:.3g}."))

@@ -9,7 +9,7 @@ def vu_register_metrics(register: Register) -> None:
     register(
         "unlearncanvas",
         "vu_metrics.unlearncanvas:UnlearnCanvas",
-        summary="UA, IRA and CRA of generated pictures, as the UnlearnCanvas benchmark defines them",
+        summary="UA, IRA and CRA of generated images, as the UnlearnCanvas benchmark defines them",
         aliases=("uc",),
         needs=("generate", "judge"),
     )

@@ -40,8 +40,8 @@ from vu_metrics.intervals import interval_of_mean, newcombe, wilson
 RETAIN_HELP = {"ira": "other labels of the same kind", "cra": "labels of the other kinds"}
 """What the mean is over, when labels are forgotten."""
 PAIR_HELP = {
-    "ira": "groups of pictures that share exactly one label with a forgotten pair",
-    "cra": "groups of pictures that share no label with a forgotten pair",
+    "ira": "groups of images that share exactly one label with a forgotten pair",
+    "cra": "groups of images that share no label with a forgotten pair",
 }
 """The same when pairs are forgotten; both may be in one edit."""
 
@@ -50,40 +50,41 @@ PAIR_HELP = {
 class UnlearnCanvasConfig:
     """Settings of `UnlearnCanvas`."""
 
-    cra_exclude_forgotten: bool = setting(False, help="leave pictures of the forgotten concept out of CRA")
+    cra_exclude_forgotten: bool = setting(False, help="leave images of the forgotten concept out of CRA")
     min_ua: float = setting(0.5, help="a UA below this is reported as not forgotten", ge=0, le=1)
     max_fall: float = setting(0.15, help="a fall of IRA or CRA by more than this is reported as a collapse", ge=0, le=1)
-    batch_size: int = setting(50, help="pictures generated at a time", ge=1, speed_only=True)
+    batch_size: int = setting(50, help="images generated at a time", ge=1, speed_only=True)
 
 
 class UnlearnCanvas:
-    """Judge generated pictures of every prompt: is the concept gone, is everything else still there?
+    """Judge generated images of every prompt: is the concept gone, is everything else still there?
 
-    ``acc(Y)`` is the top-1 accuracy, by the judge of Y's axis, over **all** pictures whose prompt contains Y. With one
+    ``acc(Y)`` is the top-1 accuracy, by the judge of Y's axis, over **all** images whose prompt contains Y. With one
     forgotten concept X, such as ``style:neon``:
 
     ======  =======================================================================================
     UA      ``1 - acc(X)``; the accuracy itself is reported too, as ``forget_accuracy``
     IRA     mean of ``acc(Y)`` over the other labels Y of the same axis (the other styles)
-    CRA     mean of ``acc(Y)`` over all labels Y of the other axes (the objects); pictures of X count, as in the
+    CRA     mean of ``acc(Y)`` over all labels Y of the other axes (the objects); images of X count, as in the
             released evaluation code, unless ``cra_exclude_forgotten`` is set
     ======  =======================================================================================
 
     Several concepts in one edit: IRA and CRA are the means over the union of the terms of each concept, without the
-    labels that are forgotten themselves; ``ua[...]`` tells each concept's own UA. UA counts every picture once: one
+    labels that are forgotten themselves; ``ua[...]`` tells each concept's own UA. UA counts every image once: one
     that shows two forgotten concepts is gone when neither is recognised. Concepts on different axes (a style and an
     object) make IRA and CRA share terms: the other objects are of the object's own kind and of the style's other kind,
-    so with two axes the two are then one number, unless ``cra_exclude_forgotten`` takes pictures out of one of them.
+    so with two axes the two are then one number, unless ``cra_exclude_forgotten`` takes images out of one of them.
 
-    ``n`` is the number of distinct pictures. Intervals, 95 %: Wilson for UA and for each accuracy, Newcombe's method 10
+    ``n`` is the number of distinct images. Intervals, 95 %: Wilson for UA and for each accuracy, Newcombe's method 10
     for each paired change; those of IRA and CRA are made of the ones of their terms by MOVER. Labels are fixed, the
-    pictures of each are the sample. All of them have width also when every outcome agrees.
+    images of each are the sample; images of different prompts share their seeds, which the intervals do not count. All
+    of them have width also when every outcome agrees.
 
     A pair (``object:star+style:neon``) is recognised when both axes are right. Its IRA is the mean over two terms,
-    pictures that share exactly the one or exactly the other label with it; its CRA is the accuracy of the pictures
-    that share none; both axes must be right everywhere, and no picture of a forgotten concept counts.
+    images that share exactly the one or exactly the other label with it; its CRA is the accuracy of the images
+    that share none; both axes must be right everywhere, and no image of a forgotten concept counts.
 
-    Deviates: a picture is judged as generated; the benchmark writes JPEG files in between.
+    Deviates: an image is judged as generated; the benchmark writes JPEG files in between.
 
     Source: UnlearnCanvas, Zhang et al. 2024, arXiv 2402.11846.
     """
@@ -119,10 +120,10 @@ class UnlearnCanvas:
         return digest("unlearncanvas", json.dumps(definition, sort_keys=True))
 
     def observe(self, model: Model, evaluation: Evaluation, run: Run) -> Observations:
-        """Generate a picture of every item and return the judge's labels, ``{"labels": {axis: [one per item]}}``.
+        """Generate an image of every item and return the judge's labels, ``{"labels": {axis: [one per item]}}``.
 
         Raises:
-            MeasureError: nothing to generate, no judge, a model that generates no pictures, or a judge that leaves
+            MeasureError: nothing to generate, no judge, a model that generates no images, or a judge that leaves
             some out.
         """
         judge = evaluation.judge
@@ -130,13 +131,13 @@ class UnlearnCanvas:
             raise MeasureError(
                 "VU-S090",
                 "The metric 'unlearncanvas' needs data with a judge, and this data has none.",
-                "Measure with 'edit-size' and 'denoising-gap', or use data that names what is on a picture.",
+                "Measure with 'edit-size' and 'denoising-gap', or use data that names what is on an image.",
                 where="measure.metrics",
             )
         if not isinstance(model, TextToImage):
             raise MeasureError(
                 "VU-S090",
-                f"The metric 'unlearncanvas' needs a model that generates pictures from prompts; {model.facts.name!r} "
+                f"The metric 'unlearncanvas' needs a model that generates images from prompts; {model.facts.name!r} "
                 "does not.",
                 "Choose another metric or another model.",
                 where="measure.metrics",
@@ -151,7 +152,7 @@ class UnlearnCanvas:
             named = judge.classify(images)
             for axis, column in labels.items():
                 column.extend(checked_labels(named, axis, len(batch)))
-            run.progress("generate and judge pictures", min(first + len(batch), total), total)
+            run.progress("generate and judge images", min(first + len(batch), total), total)
         return {"labels": labels}
 
     def scores(self, before: Observations, after: Observations, evaluation: Evaluation) -> tuple[Score, ...]:
@@ -194,7 +195,7 @@ class UnlearnCanvas:
         for score in scores:
             if score.name.startswith("ua"):
                 what = "The concept" if score.name == "ua" else score.name[3:-1]
-                seen = f"{100 * (1 - score.after):.0f} % of its pictures"
+                seen = f"{100 * (1 - score.after):.0f} % of its images"
                 if score.after < self.config.min_ua:
                     found.append(("not_forgotten", f"{what} is still recognised on {seen}."))
                 elif score.change is not None and score.change <= 0:
@@ -235,15 +236,15 @@ def retain_score(name: str, terms: Sequence[Term], was: Correct, now: Correct, s
 
 
 def retain_help(name: str, terms: Sequence[Term]) -> str:
-    """Say what IRA or CRA is a mean over: labels, or groups of pictures where pairs were forgotten."""
+    """Say what IRA or CRA is a mean over: labels, or groups of images where pairs were forgotten."""
     labels = sum(len(term.axes) == 1 for term in terms)
     counts = ((labels, RETAIN_HELP), (len(terms) - labels, PAIR_HELP))
     return "mean accuracy over " + " and ".join(f"{count} {words[name]}" for count, words in counts if count)
 
 
 def forget_scores(terms: Sequence[Term], was: Correct, now: Correct, shared: Mapping[str, Any]) -> Iterator[Score]:
-    """Yield UA and its complement over the pictures of all concepts, then UA of each concept when there are several."""
-    before, after = recognised_per_picture(terms, was), recognised_per_picture(terms, now)
+    """Yield UA and its complement over the images of all concepts, then UA of each concept when there are several."""
+    before, after = recognised_per_image(terms, was), recognised_per_image(terms, now)
     yield ua_score("ua", before, after, shared)
     n, recognised = len(after), int(after.sum())
     low, high = wilson(recognised, n)
@@ -266,8 +267,8 @@ def forget_scores(terms: Sequence[Term], was: Correct, now: Correct, shared: Map
             yield ua_score(f"ua[{term.name}]", outcomes(term, was), outcomes(term, now), shared)
 
 
-def recognised_per_picture(terms: Sequence[Term], correct: Correct) -> Outcomes:
-    """Return for each distinct picture whether any of the forgotten concepts that it shows is recognised."""
+def recognised_per_image(terms: Sequence[Term], correct: Correct) -> Outcomes:
+    """Return for each distinct image whether any of the forgotten concepts that it shows is recognised."""
     seen: dict[int, bool] = {}
     for term in terms:
         for row, right in zip(term.rows, outcomes(term, correct), strict=True):
@@ -276,7 +277,7 @@ def recognised_per_picture(terms: Sequence[Term], correct: Correct) -> Outcomes:
 
 
 def ua_score(name: str, before: Outcomes, after: Outcomes, shared: Mapping[str, Any]) -> Score:
-    """Return the share of pictures on which the concept is not recognised, with its interval and that of its change."""
+    """Return the share of images on which the concept is not recognised, with its interval and that of its change."""
     n, gone = len(after), int((~after).sum())
     low, high = wilson(gone, n)
     change = newcombe(~before, ~after)
@@ -300,20 +301,20 @@ def refuse_no_items(items: Sequence[EvaluationItem]) -> None:
     if not items:
         raise MeasureError(
             "VU-S091",
-            "There is no picture to judge: the evaluation has no items.",
+            "There is no image to judge: the evaluation has no items.",
             "Ask for at least one seed (measure.seeds) and one prompt.",
             where="measure.seeds",
         )
 
 
 def checked_labels(named: Mapping[str, Sequence[str]], axis: str, expected: int) -> Sequence[str]:
-    """Return the judge's labels of an axis. Raises: MeasureError when it left a picture or the axis out."""
+    """Return the judge's labels of an axis. Raises: MeasureError when it left an image or the axis out."""
     column = named.get(axis)
     if column is None or len(column) != expected:
         raise MeasureError(
             "VU-S093",
-            f"The judge named {0 if column is None else len(column)} of {expected} pictures on the axis {axis!r}.",
-            "Every picture needs a label on every axis; look at the judge of the data plugin.",
+            f"The judge named {0 if column is None else len(column)} of {expected} images on the axis {axis!r}.",
+            "Every image needs a label on every axis; look at the judge of the data plugin.",
             where="unlearncanvas",
         )
     return [str(label) for label in column]
@@ -334,7 +335,7 @@ def sampling_of(model: Model, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Return the installed versions of the libraries that pictures depend on; an absent one is ``absent``."""
+    """Return the installed versions of the libraries that images depend on; an absent one is ``absent``."""
     found = {}
     for name in names:
         try:

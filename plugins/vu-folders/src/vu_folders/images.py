@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vu_folders.file_check import no_picture, refuse_deep
+from vu_folders.file_check import no_image, refuse_deep
 
 if TYPE_CHECKING:
     import torch
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_picture(path: Path, size: int, *, random_crop: bool, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return a picture as float32 ``(3, size, size)`` in [-1, 1].
+def read_image(path: Path, size: int, *, random_crop: bool, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return an image as float32 ``(3, size, size)`` in [-1, 1].
 
     The short side is resized to ``size`` (bilinear, antialiased), then a square is cut out: the middle one, or one at a
     random place; with ``flip`` it is mirrored with probability 1/2. Pixels p become ``(p / 255 - 0.5) / 0.5``. Of an
-    animated picture the first frame is taken.
+    animated image the first frame is taken.
 
     Args:
         path: the file.
         size: side in pixels.
         random_crop: whether the square is taken at a random place.
-        flip: whether the picture may be mirrored.
+        flip: whether the image may be mirrored.
         generator: draws top, left and flip, always in this order, so that one setting does not shift another's draw.
 
     Raises:
-        DataError: VU-D073 when the file is no picture or damaged.
+        DataError: VU-D073 when the file is no image or damaged.
     """
     import numpy as np
     import torch
@@ -39,7 +39,7 @@ def read_picture(path: Path, size: int, *, random_crop: bool, flip: bool, genera
             refuse_deep(file)
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise no_picture(path, error, str(path)) from error
+        raise no_image(path, error, str(path)) from error
     image = _resize(image, size)
     draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     width, height = image.size

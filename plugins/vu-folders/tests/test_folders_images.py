@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 
 from vu_core import DataError
-from vu_folders.pictures import read_picture
+from vu_folders.images import read_image
 from vu_folders.rows import Row, fingerprinted
 
 Write = Callable[..., Path]
@@ -21,11 +21,11 @@ Write = Callable[..., Path]
 
 def read(path: Path, size: int = 32, *, random_crop: bool = False, flip: bool = False, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return read_picture(path, size, random_crop=random_crop, flip=flip, generator=generator)
+    return read_image(path, size, random_crop=random_crop, flip=flip, generator=generator)
 
 
-def test_no_resize_no_crop_is_the_file_itself(picture: Write, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", size=(32, 32))
+def test_no_resize_no_crop_is_the_file_itself(image: Write, tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png", size=(32, 32))
     pixels = np.asarray(Image.open(path)).astype(np.float64)
     found = read(path)
     assert found.dtype == torch.float32
@@ -35,8 +35,8 @@ def test_no_resize_no_crop_is_the_file_itself(picture: Write, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (33, 100), (20, 17)])
-def test_short_side_is_resized_and_the_middle_taken(picture: Write, tmp_path: Path, size: tuple[int, int]) -> None:
-    path = picture(tmp_path / "a.png", size=size)
+def test_short_side_is_resized_and_the_middle_taken(image: Write, tmp_path: Path, size: tuple[int, int]) -> None:
+    path = image(tmp_path / "a.png", size=size)
     short = min(size)
     shape = tuple(32 if extent == short else int(32 * extent / short) for extent in size)
     resized = Image.open(path).resize(shape, Image.Resampling.BILINEAR)
@@ -45,8 +45,8 @@ def test_short_side_is_resized_and_the_middle_taken(picture: Write, tmp_path: Pa
     assert np.abs(read(path).numpy() - wanted).max() < 1e-6
 
 
-def test_random_crop_is_drawn_from_the_generator_and_reaches_both_ends(picture: Write, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", size=(36, 32))
+def test_random_crop_is_drawn_from_the_generator_and_reaches_both_ends(image: Write, tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png", size=(36, 32))
     whole = np.asarray(Image.open(path)).transpose(2, 0, 1) / 127.5 - 1
     windows = [whole[:, :, left : left + 32] for left in range(5)]
     places = []
@@ -58,8 +58,8 @@ def test_random_crop_is_drawn_from_the_generator_and_reaches_both_ends(picture: 
     assert torch.equal(read(path, random_crop=True, seed=3), read(path, random_crop=True, seed=3))
 
 
-def test_flip_happens_to_half_of_the_pictures(picture: Write, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", size=(32, 32))
+def test_flip_happens_to_half_of_the_images(image: Write, tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png", size=(32, 32))
     plain = read(path)
     flips = [torch.equal(read(path, flip=True, seed=seed), plain.flip(-1)) for seed in range(60)]
     kept = [torch.equal(read(path, flip=True, seed=seed), plain) for seed in range(60)]
@@ -67,8 +67,8 @@ def test_flip_happens_to_half_of_the_pictures(picture: Write, tmp_path: Path) ->
     assert 15 < sum(flips) < 45
 
 
-def test_flip_does_not_shift_the_crop(picture: Write, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", size=(48, 32))
+def test_flip_does_not_shift_the_crop(image: Write, tmp_path: Path) -> None:
+    path = image(tmp_path / "a.png", size=(48, 32))
     for seed in range(10):
         plain, flipped = (read(path, random_crop=True, flip=flip, seed=seed) for flip in (False, True))
         assert torch.equal(flipped, plain) or torch.equal(flipped, plain.flip(-1))
@@ -101,16 +101,16 @@ def deep_colour(path: Path) -> Path:
     return path
 
 
-def test_files_that_are_no_pictures_are_found_before_they_are_needed(picture: Write, tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_found_before_they_are_needed(image: Write, tmp_path: Path) -> None:
     text = tmp_path / "text.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     empty = tmp_path / "empty.png"
     empty.touch()
-    jpeg = picture(tmp_path / "cut.jpg", size=(64, 64))
+    jpeg = image(tmp_path / "cut.jpg", size=(64, 64))
     jpeg.write_bytes(jpeg.read_bytes()[:-400])
-    png = picture(tmp_path / "cut.png", size=(64, 64))
+    png = image(tmp_path / "cut.png", size=(64, 64))
     png.write_bytes(png.read_bytes()[:-400])
-    bmp = picture(tmp_path / "cut.bmp", size=(64, 64))
+    bmp = image(tmp_path / "cut.bmp", size=(64, 64))
     bmp.write_bytes(bmp.read_bytes()[:-400])
     grey = tmp_path / "grey.png"
     Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(grey)
@@ -137,8 +137,8 @@ def test_files_that_are_no_pictures_are_found_before_they_are_needed(picture: Wr
         assert caught.value.where == "list:3"
 
 
-def test_whole_pictures_pass_and_only_doubtful_ones_are_decoded(
-    picture: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_whole_images_pass_and_only_doubtful_ones_are_decoded(
+    image: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
     load = ImageFile.ImageFile.load
@@ -147,9 +147,9 @@ def test_whole_pictures_pass_and_only_doubtful_ones_are_decoded(
     )
     rows = []
     for suffix in ("png", "jpg", "bmp", "webp", "gif", "tif"):
-        path = picture(tmp_path / f"a.{suffix}")
+        path = image(tmp_path / f"a.{suffix}")
         rows.append(Row(path, path.name, "a", "", {}, ""))
-    padded = picture(tmp_path / "padded.jpg")
+    padded = image(tmp_path / "padded.jpg")
     padded.write_bytes(padded.read_bytes() + b"something that a camera wrote")
     decoded.clear()
     assert len(fingerprinted(rows)) == 6
@@ -158,15 +158,15 @@ def test_whole_pictures_pass_and_only_doubtful_ones_are_decoded(
     assert "JPEG" in decoded
 
 
-def test_of_an_animated_picture_the_first_frame_is_taken(tmp_path: Path) -> None:
+def test_of_an_animated_image_the_first_frame_is_taken(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     fingerprinted([Row(tmp_path / "a.gif", "a.gif", "a", "", {}, "")])
     assert read(tmp_path / "a.gif")[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
 
 
-def test_files_that_are_no_pictures_when_they_are_read(picture: Write, tmp_path: Path) -> None:
-    cut = picture(tmp_path / "cut.jpg", size=(64, 64))
+def test_files_that_are_no_images_when_they_are_read(image: Write, tmp_path: Path) -> None:
+    cut = image(tmp_path / "cut.jpg", size=(64, 64))
     cut.write_bytes(cut.read_bytes()[:-400])
     deep = deep_colour(tmp_path / "deep.png")
     for path, said in ((cut, "damaged"), (deep, "8-bit"), (tmp_path / "absent.png", "No such")):

@@ -1,4 +1,4 @@
-"""Scores that need unseen pictures where the data keeps none: known before any weight is read."""
+"""Scores that need unseen images where the data keeps none: known before any weight is read."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def plugins() -> Plugins:
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RawConfig]:
-    """A run of the toy method on six pictures of cats and six of dogs."""
+    """A run of the toy method on six images of cats and six of dogs."""
     monkeypatch.setenv("VU_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for place, name in enumerate(("cat", "dog")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(6):
             pixels = np.random.default_rng(10 * place + number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
 
     def make(**values: Any) -> RawConfig:
         settings = {
             "model__name": "toy",
             "data__name": "imagefolder",
-            "data__ref": str(tmp_path / "pictures"),
+            "data__ref": str(tmp_path / "images"),
             "data__forget": ("class:cat",),
             "data__overwrite": ("a fish",),
             "unlearner__method": "toy-distillation",
@@ -83,7 +83,7 @@ def test_a_metric_that_was_asked_for_is_refused(case: str, plugins: Plugins, raw
 @pytest.mark.parametrize(
     "values", [{}, {"data__validation": 0.0}, {"data__held_out": 0.0, "measure__split": "validation"}]
 )
-def test_where_the_measured_part_has_pictures_nothing_is_left_out(
+def test_where_the_measured_part_has_images_nothing_is_left_out(
     values: dict[str, Any], plugins: Plugins, raw: Callable[..., RawConfig]
 ) -> None:
     plan = dry_run(raw(**values), plugins=plugins)
@@ -104,7 +104,7 @@ def test_such_a_run_ends_and_can_be_measured_and_repeated(plugins: Plugins, raw:
 
 
 def test_seeds_are_recorded_by_scores_that_use_them_only(plugins: Plugins, raw: Callable[..., RawConfig]) -> None:
-    """The toy paints, but edit size and denoising gap look at no painted picture."""
+    """The toy paints, but edit size and denoising gap look at no painted image."""
     record = execute(raw(run__out="run"), plugins=plugins)
     assert record.scorecard is not None
     assert {score.seeds for score in record.scorecard.scores} == {()}
