@@ -22,7 +22,7 @@ from vu_core.plugins import Plugins
 from vu_core.registry import WORDS, Entry, Registry
 from vu_core.stages.load import check_device
 
-NOTHING_MEASURES = "nothing measures whether it was forgotten."
+NOTHING_MEASURES = "no metric of this run can show that it was forgotten."
 """What the plan and the scorecard say of a run whose metrics do not look at what the model does."""
 
 
