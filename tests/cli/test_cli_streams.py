@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ only_posix = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 
 
 def shell(line: str, tmp_path: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    words = line.replace("vu", f"{sys.executable} -m vu_cli", 1)
+    words = line.replace("vu", f"{shlex.quote(sys.executable)} -m vu_cli", 1)
     return subprocess.run(
         ["sh", "-c", words], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )

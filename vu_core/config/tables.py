@@ -162,7 +162,7 @@ def short_origin(origin: str) -> str:
     """Return where a value comes from; of a file only its name, so that no folder of a machine is recorded.
 
     Example:
-        >>> short_origin("/home/me/neon.toml:3"), short_origin("--seed")
+        >>> short_origin("/data/neon.toml:3"), short_origin("--seed")
         ('neon.toml:3', '--seed')
     """
     file, colon, line = origin.rpartition(":")

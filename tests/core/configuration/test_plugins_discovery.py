@@ -293,7 +293,15 @@ def test_a_plugin_cannot_end_the_command_when_it_is_imported(tmp_path, monkeypat
     assert caught.value.code == "VU-P003"
 
 
-def test_the_user_can_end_the_command_while_a_plugin_is_imported(tmp_path, monkeypatch):
+@pytest.fixture
+def listening():
+    """Ctrl-C as in a terminal; a shell in the background lets its children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_user_can_end_the_command_while_a_plugin_is_imported(tmp_path, monkeypatch, listening):
     def interrupted(register):
         signal.raise_signal(signal.SIGINT)
 
