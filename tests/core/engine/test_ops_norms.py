@@ -15,10 +15,11 @@ def test_global_norm_is_the_norm_of_everything_in_one_row():
     assert global_norm([torch.full((4,), 300.0, dtype=torch.float16)]).item() == 600.0
 
 
-def test_clipping_clips_all_by_one_factor_and_returns_the_norm_before():
+@pytest.mark.parametrize("bound", [0.5, 1.0, 3.0])
+def test_clipping_clips_all_by_one_factor_and_returns_the_norm_before(bound):
     big = [torch.full((2,), 3e5), torch.full((2,), 4e5)]
-    assert clip_to_norm(big, 1.0).item() == pytest.approx(math.sqrt(2) * 5e5)
-    assert global_norm(big).item() == pytest.approx(1.0)
+    assert clip_to_norm(big, bound).item() == pytest.approx(math.sqrt(2) * 5e5)
+    assert global_norm(big).item() == pytest.approx(bound)
     assert (big[0] / big[1]).tolist() == pytest.approx([0.75, 0.75])
 
 
