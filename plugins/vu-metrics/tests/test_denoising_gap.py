@@ -140,13 +140,14 @@ def test_few_images_have_no_interval(tmp_path: Path) -> None:
         assert (score.ci_low, score.ci_high, score.change_low, score.change_high) == (None,) * 4
 
 
+KNOWN_MISSES: dict[tuple[int, float], list[int]] = {(16, 0.1): [7]}
+"""(images looked at, size) -> seeds of random edits that the metric takes for forgetting."""
+
+
 @pytest.mark.parametrize("size", [1e-3, 1e-2, 1e-1, 1.0, 10.0])
 @pytest.mark.parametrize("examples", [1, 16])
 def test_random_edits_are_doubted(size: float, examples: int, tmp_path: Path) -> None:
-    """Hardly a random edit is forgetting, however many images are looked at and however large it is.
-
-    The layer has few weights, so that one direction in fifteen may happen to point at the overwrite.
-    """
+    """A random edit is doubted, but for one known miss: a direction of a small layer that points at the overwrite."""
     metric, model, run = DenoisingGap(DenoisingGapConfig(examples=examples)), ToyPainter(), toy_run(tmp_path)
     evaluation = toy_evaluation(run, unseen=3)
     before = metric.observe(model, evaluation, run)
@@ -160,7 +161,7 @@ def test_random_edits_are_doubted(size: float, examples: int, tmp_path: Path) ->
         doubts = metric.doubts(metric.scores(before, after, evaluation))
         if "not_forgotten" not in [status for status, _ in doubts]:
             believed.append(seed)
-    assert len(believed) <= 1, believed
+    assert believed == KNOWN_MISSES.get((examples, size), []), believed
 
 
 def test_doubts(tmp_path: Path) -> None:
