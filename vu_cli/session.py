@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,8 +14,12 @@ from vu_cli.interrupt import Interruption
 from vu_core import Scorecard, VuError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import click
 
+    from vu_cli.progress import Heard
+    from vu_core import Plan
     from vu_core.plugins import Plugins
 
 
@@ -48,6 +54,23 @@ class Session:
 
         with silenced():
             return discover()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Heard]:
+        """Show events as progress while entered, and keep what libraries print off the output."""
+        from vu_cli.progress import Heard
+        from vu_cli.render import watcher
+        from vu_cli.silence import silenced
+
+        with silenced(), watcher(self) as watch:
+            yield Heard(watch)
+
+    def announce(self, plan: Plan, folder: Path) -> None:
+        """Show a plan before its run starts, unless only results are wanted, and remember its folder for Ctrl-C."""
+        from vu_cli.render import show_plan
+
+        self.interruption.folder = folder
+        show_plan(plan, folder, self)
 
 
 @attrs.frozen

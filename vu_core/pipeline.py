@@ -88,10 +88,38 @@ def execute(
             whatever the failure; of one that can be resumed, the remedy says so.
     """
     plan = dry_run(raw, plugins=plugins, max_minutes=max_minutes, max_gb=max_gb)
+    return carry_out(plan, plugins=plugins, on_event=on_event, on_plan=on_plan, strict=strict)
+
+
+def carry_out(
+    plan: Plan,
+    *,
+    plugins: Plugins,
+    on_event: OnEvent | None = None,
+    on_plan: OnPlan | None = None,
+    strict: bool = False,
+    furnish: Callable[[Plan, Path], Plan] | None = None,
+) -> RunRecord:
+    """Do what a plan says: the heavy stages, in a folder of their own.
+
+    Args:
+        plan: what `dry_run` returned.
+        plugins: who takes part.
+        on_event: sees every event.
+        on_plan: sees the plan and the reserved run folder before anything heavy starts.
+        strict: as for `execute`.
+        furnish: puts files that the run needs into the reserved folder and returns the plan that knows of them; it
+            may change nothing on which the id depends.
+
+    Raises:
+        VuError: as for `execute`.
+    """
+    from vu_core.atomic import write_text
+
     folder, of_the_user = run_folder.reserve(plan.config.run.out, plan.run_id)
     with run_folder.lock(folder), _careful(folder, keep_folder=of_the_user):
-        from vu_core.atomic import write_text
-
+        if furnish is not None:
+            plan = furnish(plan, folder)
         with run_folder.writing(folder / run_folder.RUN):
             write_text(folder / run_folder.RUN, to_toml(plan.config))
         return _work(plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=False)
@@ -156,7 +184,7 @@ def measure_run(
                 "Set keys of the tables [measure] and [metric.NAME], or start another run with `vu unlearn`.",
                 where=override.origin,
             )
-    with _opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
+    with opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
         with _stage(emit, "measure"):
             measured = measure(bench, edit)
         path = write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
@@ -180,7 +208,7 @@ def generate(
     from vu_core.stages.apply import apply
     from vu_core.stages.measure import generation
 
-    with _opened(folder, plugins, (), on_event) as (bench, edit, emit):
+    with opened(folder, plugins, (), on_event) as (bench, edit, emit):
         model = bench.model
         if not isinstance(model, TextToImage):
             raise MeasureError(
@@ -302,10 +330,20 @@ def _stages(plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resumi
 
 
 @contextmanager
-def _opened(
+def opened(
     folder: Path, plugins: Plugins, overrides: Sequence[Override], on_event: OnEvent | None
 ) -> Iterator[tuple[Bench, Edit, OnEvent]]:
-    """Load model and edit of a run; its events are shown but not added to the finished record."""
+    """Load model and edit of a run; its events are shown but not added to the finished record.
+
+    Args:
+        folder: the run folder.
+        plugins: who takes part.
+        overrides: values of ``measure.*``, ``metric.*`` and ``run.device``.
+        on_event: sees every event.
+
+    Raises:
+        RecordError: there is no run or no edit (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
+    """
     from vu_core.adapters import load_edit
     from vu_core.stages.load import changed_keys, cpu_threads, load
 

@@ -25,6 +25,8 @@ from vu_core.event import Event
 RUN, EDIT, SCORES, EVENTS = "run.toml", "edit.safetensors", "scores.json", "events.jsonl"
 ENVIRONMENT, REPORT, CARD = "environment.json", "report.html", "README.md"
 IMAGES, CHECKPOINTS = "images", "checkpoints"
+SOURCES = "sources"
+"""Holds the edits that a composed run was made of."""
 LOCK = ".lock"
 FREQUENT = ("progress", "gradient_conflict")
 """Types of events that come with every step of training."""
@@ -202,7 +204,8 @@ def remove_if_nothing_was_won(folder: Path, *, keep_folder: bool = False) -> boo
         return False
     for name in (RUN, ENVIRONMENT, EVENTS, LOCK):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for name in (CHECKPOINTS, SOURCES):
+        shutil.rmtree(folder / name, ignore_errors=True)
     if not keep_folder:
         with suppress(OSError):  # something of a plugin lies in it
             folder.rmdir()

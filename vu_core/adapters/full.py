@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import ClassVar
 
@@ -179,9 +179,10 @@ class FullTheta:
             if self._depth == 0 and self._attached:
                 self._swap(self._trained)
 
-    def begin_step(self, step: int) -> None:
-        """Put back what weight decay moved outside of the masks."""
+    def passes(self, step: int, phase: str = "main") -> Sequence[AbstractContextManager[None]]:
+        """Put back what weight decay moved outside of the masks; return one pass."""
         self._restore_masked()
+        return (nullcontext(),)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the copies by name."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
 
 import attrs
@@ -174,6 +174,8 @@ class LoraTheta:
 
     def __init__(self, model: Model, layers: Mapping[str, LoraLayer], alpha: float, switch: Switch) -> None:
         self.layers = dict(layers)
+        # The whole factors: a layer may compute with a part of them meanwhile, as elastic adapters do.
+        self.factors = {name: layer.factors for name, layer in layers.items()}
         self.alpha = alpha
         self.switch = switch
         self.model = model
@@ -193,18 +195,18 @@ class LoraTheta:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield ``<weight name>.A`` and ``<weight name>.B``."""
-        for name, layer in self.layers.items():
-            yield f"{name}.A", layer.factors.A
-            yield f"{name}.B", layer.factors.B
+        for name, factors in self.factors.items():
+            yield f"{name}.A", factors.A
+            yield f"{name}.B", factors.B
 
     def named_deltas(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (weight name, differentiable change in the shape of the weight)."""
+        """Yield (weight name, differentiable change in the shape of the weight), as the layers compute it now."""
         for name, layer in self.layers.items():
             yield name, layer.factors.delta().reshape(layer.weight.shape)
 
     def groups(self) -> Mapping[str, list[Tensor]]:
         """Return A and B per module."""
-        return {n.removesuffix(".weight"): [layer.factors.A, layer.factors.B] for n, layer in self.layers.items()}
+        return {name.removesuffix(".weight"): [factors.A, factors.B] for name, factors in self.factors.items()}
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -217,8 +219,9 @@ class LoraTheta:
             self.switch.depth -= 1
             self.switch.on = self.switch.depth == 0
 
-    def begin_step(self, step: int) -> None:
-        """Do nothing: no part of a LoRA is drawn per step."""
+    def passes(self, step: int, phase: str = "main") -> Sequence[AbstractContextManager[None]]:
+        """Return one pass, with the whole change: no part of a LoRA is drawn per step."""
+        return (nullcontext(),)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return A and B by name."""
@@ -232,12 +235,12 @@ class LoraTheta:
         """Return one low-rank part per layer, with copies of the factors on the CPU."""
         parts = {
             name: LowRank(
-                A=_copy(layer.factors.A),
-                B=_copy(layer.factors.B),
+                A=_copy(factors.A),
+                B=_copy(factors.B),
                 alpha=self.alpha,
-                mask=None if layer.factors.mask is None else _copy(layer.factors.mask),
+                mask=None if factors.mask is None else _copy(factors.mask),
             )
-            for name, layer in self.layers.items()
+            for name, factors in self.factors.items()
         }
         return Edit(parts)
 

@@ -2,6 +2,7 @@
 
 from vu_core.contracts.attribution import Attribution
 from vu_core.contracts.audit import Audit
+from vu_core.contracts.command import Host
 from vu_core.contracts.dataset import Dataset
 from vu_core.contracts.exporter import Exporter
 from vu_core.contracts.metric import Metric, Observations
@@ -18,6 +19,7 @@ __all__ = [
     "Dataset",
     "Denoiser",
     "Exporter",
+    "Host",
     "Metric",
     "Model",
     "ModelPlugin",

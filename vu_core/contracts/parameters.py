@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -47,8 +47,15 @@ class Theta(Protocol):
         """
         ...
 
-    def begin_step(self, step: int) -> None:
-        """Called once before each optimiser step, so that what is random per step (elastic ranks) can be drawn."""
+    def passes(self, step: int, phase: str = "main") -> Sequence[AbstractContextManager[None]]:
+        """Return the forward and backward passes of an optimiser step, at least one; their gradients are averaged.
+
+        Asked once per step. While a pass is entered, the model computes as it wants, such as with the ranks that an
+        elastic adapter has drawn for the step; outside of all passes it computes with everything that is trained. A
+        pass is entered once per portion and side, never inside another one. What is drawn comes from ``step`` and
+        ``phase`` alone, so that a resumed run and every process draw the same.
+        """
+        ...
 
     def state(self) -> Mapping[str, Tensor]:
         """Return every tensor that training changes, by a stable name, for checkpoints."""

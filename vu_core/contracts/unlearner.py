@@ -22,7 +22,8 @@ class Unlearner(Protocol[ConfigT]):
     `Config` is a frozen attrs class made of `vu_core.setting` fields; its defaults are the paper's. A gradient method
     has a field ``training: Training`` (`vu_core.training.Training`). ``defaults`` holds the tables of the other axes
     that the method wants when nothing is said, such as ``{"weighting": {"name": "simple", "forget_weight": 0.3}}``
-    with the keys ``weighting``, ``parameters`` and ``attribution``.
+    with the keys ``weighting``, ``parameters`` and ``attribution``. A method that looks at no example says
+    ``uses_examples = False``; the tables it is handed are empty then, and no image is read for it.
     """
 
     Config: ClassVar[type[Any]]

@@ -65,10 +65,19 @@ def load(
     dataset: Dataset[Any] = _instance(config.data, with_ref=True)
     run = _run(plan, plugins, folder, emit, entries, base_hash=model.facts.base_hash)
     run.resuming = resuming
-    data = _prepared(dataset, model, plan, run, entries) if with_data else None
+    method: Unlearner[Any] = _instance(config.unlearner)
+    data = None
+    if with_data:
+        needed = getattr(method, "uses_examples", True)
+        data = _prepared(dataset, model, plan, run, entries) if needed else _no_examples()
     run.stage = "unlearn"
     metrics = {choice.name: _instance(choice) for choice in config.metrics}
-    return Bench(plan, model, dataset, _instance(config.unlearner), metrics, run, data, entries)
+    return Bench(plan, model, dataset, method, metrics, run, data, entries)
+
+
+def _no_examples() -> ForgetRetain:
+    forget, retain = Examples("forget", ()), Examples("retain", ())
+    return ForgetRetain(forget, retain, forget, retain)
 
 
 def _instance(choice: Choice, *, with_ref: bool = False) -> Any:

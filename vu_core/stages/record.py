@@ -14,7 +14,7 @@ from vu_core.atomic import write_bytes
 from vu_core.errors import RecordError
 from vu_core.event import Event
 from vu_core.record import RunRecord
-from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, REPORT, RUN, SCORES
+from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, REPORT, RUN, SCORES, SOURCES
 from vu_core.safetensors_header import read_header
 from vu_core.score import Scorecard, scorecard_from_json, scorecard_to_json
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FILES: Mapping[str, str] = {
     RUN: "the resolved configuration; `vu unlearn -c run.toml` repeats the run",
     EDIT: "what was changed in the model",
+    SOURCES: "the edits that this one was made of",
     SCORES: "the scores, before and after",
     REPORT: "the report: scores, images, configuration",
     CARD: "the model card",

@@ -44,9 +44,10 @@ class ParametersTests(PluginTests):
         """Take some steps of gradient descent towards zero predictions."""
         optimizer = torch.optim.SGD(theta.parameters(), lr=0.5)
         for step in range(steps):
-            theta.begin_step(step)
             optimizer.zero_grad()
-            torch.autograd.backward(self.answer(model).square().mean())
+            for within in theta.passes(step):
+                with within:
+                    torch.autograd.backward(self.answer(model).square().mean())
             optimizer.step()
 
     def outcome(self, config: Any, folder: Path) -> Any:

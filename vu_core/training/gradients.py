@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
@@ -20,6 +21,8 @@ from vu_core.training.scale import LossScale
 Losses = Callable[[dict[str, Batch]], Mapping[str, Tensor]]
 SIDES: tuple[Side, Side] = ("retain", "forget")
 """In the order of the Gram matrix."""
+_Pass = tuple[Portion, float, AbstractContextManager[None]]
+"""A portion, its share of the step's gradient, and what the model computes in meanwhile."""
 
 
 @attrs.frozen(eq=False)
@@ -73,39 +76,44 @@ class Gradients:
         """Tell which sides can change the update; see `needed_sides`."""
         return needed_sides(self.constant)
 
-    def compute(self, portions: Sequence[Portion], step: int) -> Combined | None:
-        """Fill ``.grad``; return ``None`` when fp16 overflowed and the step must be left out."""
+    def compute(
+        self, portions: Sequence[Portion], step: int, passes: Sequence[AbstractContextManager[None]]
+    ) -> Combined | None:
+        """Fill ``.grad``, the mean over the passes; return ``None`` when fp16 overflowed and the step is left out."""
         for parameter in self.parameters:
             parameter.grad = None
-        combined = self._separately(portions, step) if self.constant is None else self._jointly(portions, step)
+        each = [(portion, portion.share / len(passes), within) for portion in portions for within in passes]
+        combined = self._separately(each, step) if self.constant is None else self._jointly(each, step)
         self.scale.update(combined is not None, step)
         return combined
 
-    def _jointly(self, portions: Sequence[Portion], step: int) -> Combined | None:
+    def _jointly(self, each: Sequence[_Pass], step: int) -> Combined | None:
         weights = self.constant or {}
         totals: dict[Side, Tensor] = {}
         self._penalise({"outside": 1.0, **weights}, shared=True)
-        for portion in portions:
-            values = self._call(portion.batches, step)
-            self._backward(sum(portion.share * weights[side] * loss for side, loss in values.items()), step)
-            _add(totals, values, portion.share)
+        for portion, share, within in each:
+            with within:
+                values = self._call(portion.batches, step)
+                self._backward(sum(share * weights[side] * loss for side, loss in values.items()), step)
+            _add(totals, values, share)
         gradients = self._take()
         if not self._settle(gradients):
             return None
         self._put(gradients)
         return Combined(self._settle_losses(totals))
 
-    def _separately(self, portions: Sequence[Portion], step: int) -> Combined | None:
+    def _separately(self, each: Sequence[_Pass], step: int) -> Combined | None:
         totals: dict[Side, Tensor] = {}
         gradients: dict[Side, list[Tensor | None]] = {}
         finite = True
         for side in ("forget", "retain"):
             self._penalise({side: 1.0}, shared=True)
-            for portion in portions:
+            for portion, share, within in each:
                 if side in portion.batches:
-                    values = self._call({side: portion.batches[side]}, step)
-                    self._backward(portion.share * values[side], step)
-                    _add(totals, values, portion.share)
+                    with within:
+                        values = self._call({side: portion.batches[side]}, step)
+                        self._backward(share * values[side], step)
+                    _add(totals, values, share)
             gradients[side] = self._take()
             finite = self._settle(gradients[side]) and finite
         if not finite:

@@ -274,9 +274,9 @@ class _Phase:
     def _one_step(self) -> None:
         seed = self.run.draw_seed("global", self.name, self.step, self.group.index)
         _seed_global(seed, self.gradients.parameters[0].device)
-        self.theta.begin_step(self.step)
+        passes = self.theta.passes(self.step, self.name)
         portions = list(self.order.step(self.step, self.group.index, self.group.count))
-        combined = self.gradients.compute(portions, self.step)
+        combined = self.gradients.compute(portions, self.step, passes)
         rate = learning_rate(self.training, self.step, self.total)
         self.whole = False
         numbers = {} if combined is None else self._update(combined, rate)
