@@ -59,7 +59,7 @@ from vu_core.event import Event
 from vu_core.hookspecs import Register, hookimpl
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.record import RunRecord
-from vu_core.run import Report, Run
+from vu_core.run import Report, Run, Section
 from vu_core.score import Score, Scorecard, Status, Table
 from vu_core.setting import setting
 from vu_core.source import Source
@@ -110,6 +110,7 @@ __all__ = [
     "RunRecord",
     "Score",
     "Scorecard",
+    "Section",
     "Selection",
     "Side",
     "Source",

@@ -17,6 +17,7 @@ from vu_core.event import Event
 from vu_core.log_events import logs_as_events
 from vu_core.plan import Plan
 from vu_core.record import RunRecord
+from vu_core.run import Section
 from vu_core.score import Scorecard
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def carry_out(
     on_plan: OnPlan | None = None,
     strict: bool = False,
     furnish: Callable[[Plan, Path], Plan] | None = None,
+    sections: Sequence[Section] = (),
 ) -> RunRecord:
     """Do what a plan says: the heavy stages, in a folder of their own.
 
@@ -110,6 +112,7 @@ def carry_out(
         strict: as for `execute`.
         furnish: puts files that the run needs into the reserved folder and returns the plan that knows of them; it
             may change nothing on which the id depends.
+        sections: what the report shows besides.
 
     Raises:
         VuError: as for `execute`.
@@ -122,7 +125,9 @@ def carry_out(
             plan = furnish(plan, folder)
         with run_folder.writing(folder / run_folder.RUN):
             write_text(folder / run_folder.RUN, to_toml(plan.config))
-        return _work(plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=False)
+        return _work(
+            plan, plugins, folder, on_event=on_event, on_plan=on_plan, strict=strict, resuming=False, sections=sections
+        )
 
 
 def resume(
@@ -249,6 +254,7 @@ def _work(
     on_plan: OnPlan | None,
     strict: bool,
     resuming: bool,
+    sections: Sequence[Section] = (),
 ) -> RunRecord:
     """Do the heavy stages in ``folder``, skipping what a resumed run has done already."""
     from vu_core.stages.load import cpu_threads
@@ -259,7 +265,7 @@ def _work(
         if on_plan is not None:
             on_plan(plan, folder)
         with logs_as_events(_emitter(None, log, on_event)), cpu_threads(plan.config.run.threads):
-            record = _stages(plan, plugins, folder, emit, resuming=resuming)
+            record = _stages(plan, plugins, folder, emit, resuming=resuming, sections=sections)
     except KeyboardInterrupt as stop:
         log.append(Event("interrupted", "run"))
         raise Interrupted(folder) from stop
@@ -285,7 +291,9 @@ def _out_of_memory(plan: Plan, remedy: str) -> UnlearnError:
     )
 
 
-def _stages(plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resuming: bool) -> RunRecord:
+def _stages(
+    plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resuming: bool, sections: Sequence[Section] = ()
+) -> RunRecord:
     from vu_core.adapters import load_edit, save_edit
     from vu_core.cache import dispensable
     from vu_core.cost import remember_speed
@@ -305,6 +313,8 @@ def _stages(plan: Plan, plugins: Plugins, folder: Path, emit: OnEvent, *, resumi
         begin(bench, resuming=resuming)
     if not edit_file.exists():
         started = time.monotonic()
+        for section in sections:
+            bench.run.report.add(section.title, section.html)
         with _stage(emit, "unlearn"):
             edit = unlearn(bench)
             for section in bench.run.report.sections:

@@ -1,7 +1,7 @@
 """A finished run, opened again: what commands measure, generate and combine with; public to plugins.
 
-Commands of plugins, such as ``vu extract``, work with nothing else of the engine: they open a run, ask the metrics about
-other edits of its model, and keep a result as a run of its own.
+Commands of plugins, such as ``vu extract``, work with nothing else of the engine: they open a run, ask the metrics
+about other edits of its model, and keep a result as a run of its own.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vu_core.errors import ConfigError, EditError
 from vu_core.event import Event
 from vu_core.plan import Plan
 from vu_core.record import RunRecord
+from vu_core.run import Run, Section
 from vu_core.score import Scorecard
 
 if TYPE_CHECKING:
-    from vu_core.run import Run
     from vu_core.stages.bench import Bench
 
 
@@ -117,6 +117,7 @@ def compose(
     strategy: str = "sum",
     out: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    sections: Sequence[Section] = (),
 ) -> RunRecord:
     """Make a run of a combination of edits, measured and recorded as any other.
 
@@ -132,6 +133,7 @@ def compose(
         strategy: ``sum`` or ``orthogonal``; see `vu_core.adapters.combined`.
         out: the run folder itself; ``runs/<id>`` when absent.
         settings: values of ``run.*``, ``measure.*`` and ``metric.*`` keys that take the place of those of the run.
+        sections: what the report shows besides.
 
     Raises:
         EditError: a component was made for other weights (``VU-E053``).
