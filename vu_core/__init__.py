@@ -8,6 +8,7 @@ from vu_core.cache import cache_root
 from vu_core.contracts import (
     Attribution,
     Audit,
+    Check,
     Classifier,
     Dataset,
     Denoiser,
@@ -71,6 +72,7 @@ __all__ = [
     "Audit",
     "Batch",
     "Capability",
+    "Check",
     "Classifier",
     "Concept",
     "ConfigError",

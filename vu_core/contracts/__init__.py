@@ -4,7 +4,7 @@ from vu_core.contracts.attribution import Attribution
 from vu_core.contracts.audit import Audit
 from vu_core.contracts.command import Host
 from vu_core.contracts.dataset import Dataset
-from vu_core.contracts.exporter import Exporter
+from vu_core.contracts.exporter import Check, Exporter
 from vu_core.contracts.metric import Metric, Observations
 from vu_core.contracts.model import Classifier, Denoiser, Model, ModelPlugin, TextToImage, torch_dtype
 from vu_core.contracts.parameters import Parameters, Theta
@@ -15,6 +15,7 @@ from vu_core.contracts.weighting import Weighting
 __all__ = [
     "Attribution",
     "Audit",
+    "Check",
     "Classifier",
     "Dataset",
     "Denoiser",
