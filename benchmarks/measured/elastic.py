@@ -1,0 +1,87 @@
+"""Kind ``elastic``: one adapter that was trained for several ranks, and what is extracted from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from measured.common import (
+    KEPT,
+    RUNS,
+    keep,
+    kept,
+    machine,
+    measure,
+    percent,
+    score,
+    score_cell,
+    shown,
+    target,
+    under,
+    unlearn,
+    vu,
+)
+
+
+def make(group: dict[str, Any]) -> None:
+    """Train once; extract, and measure each sub-adapter in full."""
+    folder = RUNS / group["name"] / "super"
+    words = ["--method", "fade", "--parameters", "elastic-lora", "--forget", group["forget"]]
+    words += ["--seed", str(group["seed"])]
+    for number, (name, extract) in enumerate(group["extract"].items()):
+        place, out = KEPT / group["name"] / f"{number}-{name}.json", RUNS / group["name"] / name
+        if place.exists():
+            continue
+        seconds = unlearn(folder, *words)
+        if not (out / "sub" / "README.md").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            vu("extract", shown(folder), *extract, "--out", shown(out), "--quiet")
+        search = out / "search.json"
+        value = {
+            "name": name,
+            "trained": "vu unlearn " + " ".join(words),
+            "command": f"vu extract RUN {' '.join(extract)}",
+            "seconds": seconds,
+            "edit_bytes": (out / "sub" / "edit.safetensors").stat().st_size,
+            "machine": machine(folder),
+            "full": measure(out / "sub", group["seeds"]),
+            "search": json.loads(search.read_text()) if search.exists() else None,
+        }
+        keep(place, value)
+
+
+def render(group: dict[str, Any]) -> list[str]:
+    """Return the lines of the group below its text; none when nothing was measured."""
+    values = kept(group)
+    if not values:
+        return []
+    largest = next(value["edit_bytes"] for value in values if value["name"] == "maximal")
+    lines = [f"Trained once, in {values[0]['seconds']:.0f} s: `{values[0]['trained']}`.", ""]
+    lines += under(values[0]["full"], values[0]["machine"])
+    lines += ["| sub-adapter | UA | IRA | CRA | edit, kB | share of the maximal |", "|---|---|---|---|---|---|"]
+    for value in values:
+        cells = [f"`{value['command']}`", *(score_cell(score(value["full"], name)) for name in ("ua", "ira", "cra"))]
+        cells += [f"{value['edit_bytes'] / 1000:.0f}", f"{percent(value['edit_bytes'] / largest)} %"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *_verdict(group, values, largest)]
+
+
+def _verdict(group: dict[str, Any], values: list[dict[str, Any]], largest: int) -> list[str]:
+    judged = [value for value in values if value["name"] in group["judged"]]
+    low = {value["name"]: score(value["full"], "ua")["after"] for value in judged}
+    lines = [
+        target(
+            f"UA at least {percent(group['ua_at_least'])} % for {', '.join(low)}",
+            [f"{name} {percent(ua)} %" for name, ua in low.items() if ua < group["ua_at_least"]],
+        )
+    ]
+    for name in ("ira", "cra"):
+        falls = {value["name"]: -score(value["full"], name)["change"] for value in judged}
+        deep = [f"{n} {percent(fall)} points" for n, fall in falls.items() if fall > group["fall_at_most"] + 1e-9]
+        limit = f"{name.upper()} falls by at most {percent(group['fall_at_most'])} points"
+        lines.append(target(f"{limit} (deepest {percent(max(falls.values()))})", deep))
+    share = next(value["edit_bytes"] for value in values if value["name"] == "minimal") / largest
+    limit = group["smallest_at_most"]
+    missed = [f"{percent(share)} %"] if share > limit else []
+    return [*lines, target(f"The minimal file is at most {percent(limit)} % of the maximal one", missed)]
