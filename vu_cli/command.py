@@ -53,18 +53,22 @@ class SectionedCommand(Command):
                     formatter.write_dl(lines)
 
 
-class PositiveNumber(click.FloatRange):
-    """A finite number above zero; click's own range lets ``nan`` and ``inf`` pass."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+class FiniteNumber(click.FloatRange):
+    """A number, in a range if there is one; click's own range lets ``nan`` and ``inf`` pass."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number. Raises: click.BadParameter for anything else."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is not in the range x>0: it is no finite number.", param, ctx)
+            self.fail(f"{value} is no finite number.", param, ctx)
         return number
+
+
+class PositiveNumber(FiniteNumber):
+    """A finite number above zero."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
 
 
 def _refuse_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:

@@ -25,7 +25,7 @@ class Row:
     @property
     def unit_label(self) -> str:
         """The unit as it is shown."""
-        return next(numbers.unit(score) for score in self.scores if score is not None)
+        return next(numbers.unit(score.unit) for score in self.scores if score is not None)
 
     @property
     def cells(self) -> tuple[str, ...]:

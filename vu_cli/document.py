@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from vu_cli.session import Measurement, Page
+from vu_cli.session import Evidence, Measurement, Page
 from vu_core import Plan, Scorecard, Table
 from vu_core.config import as_dict
 from vu_core.score import scorecard_to_json
@@ -31,8 +31,8 @@ def content(noun: Any) -> Any:
         return scorecard_to_json(noun)
     if isinstance(noun, Measurement):
         return {**scorecard_to_json(noun.scorecard), "files": list(noun.files), "warnings": list(noun.warnings)}
-    if isinstance(noun, Page):
-        return noun.facts
+    if isinstance(noun, Page | Evidence):
+        return content(noun.facts)
     if isinstance(noun, Table):
         rows = [dict(zip(noun.columns, map(_cell, row), strict=True)) for row in noun.rows]
         return {"title": noun.title, "rows": rows, "notes": list(noun.notes)}

@@ -1,31 +1,35 @@
-"""``vu generate``: one prompt, before and after, side by side."""
+"""``vu generate``: one prompt, before and after, side by side, or any of the models that an edit gives."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vu_cli import session as sessions
-from vu_cli.command import Command
+from vu_cli.command import Command, FiniteNumber
 from vu_cli.options import shared
-from vu_cli.progress import Heard
-from vu_cli.render import watcher
 from vu_cli.session import Page
-from vu_cli.silence import silenced
 from vu_core import RecordError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vu_core.edit import Edit
+    from vu_core.workbench import Workbench
+
 _GAP = 8
 _LABEL = 14
+_PAIR = {"before": "original", "after": "unlearned"}
+"""What is shown when nothing is said, under these words."""
 
 EPILOG = """\b
-Example:
+Examples:
   vu generate runs/0123456789ab "A star image in neon style." --seed 7 --out star.png
+  vu generate runs/0123456789ab "A star image in neon style." --as unlearned --scale 0.8
 """
 
 
@@ -33,41 +37,89 @@ Example:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
+    "--as",
+    "words",
+    multiple=True,
+    type=click.Choice(("original", "unlearned", "learned")),
+    help="Which model: untouched, with the edit, or with its opposite. Repeatable; one image each.",
+)
+@click.option(
+    "--scale", type=FiniteNumber(), metavar="S", help="Strength of the edit: 0 is none, 1 what was trained, -1 undone."
+)
+@click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Seed of the starting noise."
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The PNG; a free name here when absent.")
 @shared(quiet=True)
 @click.pass_context
-def generate(context: click.Context, run: Path, prompt: str, seed: int, out: Path | None) -> Page:
-    """Generate PROMPT with the untouched model (left) and with the edit of RUN (right), from the same noise."""
-    from vu_core import pipeline
+def generate(
+    context: click.Context,
+    run: Path,
+    prompt: str,
+    words: tuple[str, ...],
+    scale: float | None,
+    seed: int,
+    out: Path | None,
+) -> Page:
+    """Generate PROMPT with the untouched model (left) and with the edit of RUN (right), from the same noise.
 
+    --as chooses other models; of a single one, the file holds the image and nothing else. "learned" is the untouched
+    model plus what the edit takes away.
+    """
+    from vu_core.event import stage
+    from vu_core.workbench import opened
+
+    if len(set(words)) < len(words):
+        raise click.BadParameter("each model can be shown once.", context, param_hint="'--as'")
     session = sessions.of(context)
     target = _checked(out) if out is not None else _free_name(run, seed)
-    with silenced():
-        with watcher(session) as watch:
-            heard = Heard(watch)
-            before, after = pipeline.generate(run, prompt, seed, plugins=session.plugins, on_event=heard)
-        image = side_by_side(before, after)
-        _write(target, image, prompt, seed)
+    columns = {word: word for word in words} or _PAIR
+    strength = 1.0 if scale is None else scale
+    with session.watching() as heard, opened(run, session, heard) as bench:
+        with stage(bench.emit, "generate"):
+            images = {
+                word: bench.generate(prompt, seed, _edit(bench, model, strength)) for word, model in columns.items()
+            }
+        image = side_by_side(images)
+        told = {"as": ",".join(words)} if words else {}
+        told |= {} if scale is None else {"scale": repr(scale)}
+        _write(target, image, {"prompt": prompt, "seed": str(seed), **told})
     facts = {"file": str(target), "prompt": prompt, "seed": seed, "width": image.width, "height": image.height}
-    lines = [f"Before (left) and after (right) written to {target}", *(f"warning: {each}" for each in heard.warnings)]
-    return Page("\n".join(lines), {**facts, "warnings": list(heard.warnings)})
+    facts |= {"as": list(columns.values()), "scale": strength, "warnings": list(heard.warnings)}
+    lines = [_sentence(words, target), *(f"warning: {each}" for each in heard.warnings)]
+    return Page("\n".join(lines), facts)
 
 
-def side_by_side(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> Any:
-    """Return both images in one, pixel for pixel, under the words before and after.
+def _edit(bench: Workbench, model: str, scale: float) -> Edit | None:
+    """Return the edit under which the model of a run is what the word says."""
+    from vu_core.adapters import scaled
+
+    factor = {"original": 0.0, "unlearned": scale, "learned": -scale}[model]
+    return scaled(bench.edit, factor, bench.model.network) if factor else None
+
+
+def _sentence(words: Sequence[str], target: Path) -> str:
+    if not words:
+        return f"Before (left) and after (right) written to {target}"
+    return f"{', '.join(words).capitalize()}{' (from left to right)' if len(words) > 1 else ''} written to {target}"
+
+
+def side_by_side(images: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+    """Return several images in one, pixel for pixel, each under its word; a single image as it is.
 
     Args:
-        before: uint8 ``(H, W, 3)``.
-        after: uint8 of the same size.
+        images: uint8 ``(H, W, 3)``, all of one size, by word.
     """
     from PIL import Image, ImageDraw
 
-    height, width = before.shape[:2]
-    canvas = Image.new("RGB", (2 * width + _GAP, height + _LABEL), "white")
+    first, *others = images.values()
+    if not others:
+        return Image.fromarray(first)
+    height, width = first.shape[:2]
+    canvas = Image.new("RGB", (len(images) * (width + _GAP) - _GAP, height + _LABEL), "white")
     draw = ImageDraw.Draw(canvas)
-    for left, word, image in ((0, "before", before), (width + _GAP, "after", after)):
+    for place, (word, image) in enumerate(images.items()):
+        left = place * (width + _GAP)
         draw.text((left + width // 2, _LABEL // 2), word, fill="black", anchor="mm")
         canvas.paste(Image.fromarray(image), (left, _LABEL))
     return canvas
@@ -87,14 +139,17 @@ def _free_name(run: Path, seed: int) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _write(target: Path, image: Any, prompt: str, seed: int) -> None:
+def _write(target: Path, image: Any, told: Mapping[str, str]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from vu_core.atomic import write_bytes
 
     facts = PngInfo()
-    facts.add_itxt("prompt", prompt)
-    facts.add_text("seed", str(seed))
+    for key, text in told.items():
+        if key == "prompt":  # of any script
+            facts.add_itxt(key, text)
+        else:
+            facts.add_text(key, text)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=facts)
     try:

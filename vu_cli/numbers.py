@@ -26,12 +26,22 @@ def value(number: float | None, unit: str) -> str:
 
 def change(score: Score) -> str:
     """Return ``after - before`` with its sign, or nothing when there is no before."""
-    if score.change is None:
+    return difference(score.change, score.unit)
+
+
+def difference(number: float | None, unit: str) -> str:
+    """Return a difference of two numbers with its sign, or nothing for ``None``.
+
+    Example:
+        >>> difference(-0.0123, "fraction"), difference(0.00001, "fraction"), difference(3, "mse")
+        ('-1.2', '0.0', '+3')
+    """
+    if number is None:
         return ""
-    text = value(abs(score.change), score.unit)
+    text = value(abs(number), unit)
     if not any(digit in text for digit in "123456789"):
         return text
-    return ("-" if score.change < 0 else "+") + text
+    return ("-" if number < 0 else "+") + text
 
 
 def interval(score: Score) -> str:
@@ -41,9 +51,9 @@ def interval(score: Score) -> str:
     return f"[{value(score.ci_low, score.unit)}, {value(score.ci_high, score.unit)}]"
 
 
-def unit(score: Score) -> str:
-    """Return the unit of the numbers that `value` writes."""
-    return {"fraction": "%", "bytes": "", "parameters": "count"}.get(score.unit, score.unit)
+def unit(name: str) -> str:
+    """Return the unit of the numbers that `value` writes, for a unit as in `Score`."""
+    return {"fraction": "%", "bytes": "", "parameters": "count"}.get(name, name)
 
 
 def duration(seconds: float) -> str:

@@ -66,6 +66,24 @@ set_option = click.option(
 )
 
 
+seeds_option = click.option("--seeds", type=int, metavar="N", help="Seeds per item; short for --set measure.seeds=N.")
+
+
+def measuring(settings: tuple[str, ...], **flags: Any) -> tuple[Override, ...]:
+    """Return what the command line says about measuring; flags win over ``--set``.
+
+    Args:
+        settings: the texts after ``--set``.
+        flags: values by key of the table ``[measure]``; ``None`` means that the flag was not given.
+
+    Example:
+        >>> measuring(("measure.seeds=3",), seeds=5, split=None)[1]
+        Override(key='measure.seeds', value=5, origin='--seeds')
+    """
+    given = (Override(f"measure.{key}", value, f"--{key}") for key, value in flags.items() if value is not None)
+    return (*overrides({}, settings), *given)
+
+
 def overrides(flags: Mapping[str, Any], settings: tuple[str, ...]) -> tuple[Override, ...]:
     """Return what the command line says about the configuration; flags win over ``--set``.
 

@@ -182,17 +182,26 @@ def sentence(event: Event) -> str:
 class Heard:
     """Hands events on and keeps what belongs to the result: files that were written, and warnings.
 
+    A note that was handed on already, such as one about every edit that is measured, is not repeated.
+
     Args:
         watch: who shows the events.
         files: names from ``written`` events; warnings: texts of ``warning`` events, each once.
+        noted: texts of ``note`` events.
     """
 
     watch: Callable[[Event], None]
     files: list[str] = attrs.field(factory=list)
     warnings: list[str] = attrs.field(factory=list)
+    noted: set[str] = attrs.field(factory=set)
 
     def __call__(self, event: Event) -> None:
         """Keep and hand on."""
+        if event.type == "note":
+            text = str(event.values.get("text", ""))
+            if text in self.noted:
+                return
+            self.noted.add(text)
         if event.type == "written":
             self.files.append(str(event.values["file"]))
         elif event.type == "warning" and (text := str(event.values.get("text", ""))) not in self.warnings:

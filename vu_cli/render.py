@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.padding import Padding
@@ -17,10 +20,10 @@ from rich.spinner import Spinner
 from rich.table import Table as Grid
 from rich.text import Text
 
-from vu_cli import document, facts, numbers
+from vu_cli import document, facts, numbers, outline
 from vu_cli.comparison import Comparison
 from vu_cli.progress import PlainWatcher, SilentWatcher, State, Watcher, sentence
-from vu_cli.session import Measurement, Page, Session
+from vu_cli.session import Evidence, Measurement, Page, Session
 from vu_core import Event, Plan, RunRecord, Score, Scorecard, Table, VuError
 from vu_core.hookspecs import KINDS
 from vu_core.registry import Entry
@@ -36,8 +39,13 @@ DUMB_WIDTH = 80
 """Width of a terminal that does not know its own."""
 UNLIMITED = 1_000_000
 """Width that breaks no line."""
+GAP = 2
+"""Blanks between the columns of a table."""
+INDENT = "  "
+"""What stands before a name below the words that it shares with others."""
 
 _STATE_STYLE = {"ready": "green", "slow": "yellow", "blocked": "yellow", "conflict": "red", "broken": "red"}
+_NUMBER = re.compile(r"([+-]?\d[\d.,]*( \([+-]?\d[\d.,]*\))?)?")
 _ARROW = {"up": "higher is better", "down": "lower is better", "none": ""}
 
 
@@ -92,7 +100,8 @@ def show(noun: Any, session: Session) -> int:
         session.out.write(document.text(noun) + "\n")
     elif noun is not None:
         target = console(session.out)
-        lead = [Text()] if isinstance(noun, RunRecord) and target.is_terminal and not session.quiet else []
+        first = noun[0] if isinstance(noun, list | tuple) and noun else noun
+        lead = [Text()] if isinstance(first, RunRecord) and target.is_terminal and not session.quiet else []
         _print(target, Group(*lead, _renderable(noun, target.width)))
     session.out.flush()
     if session.objection is None:
@@ -202,7 +211,9 @@ def _renderable(noun: Any, width: int) -> RenderableType:
     if isinstance(noun, Page):
         return Text(noun.text)
     if isinstance(noun, Table):
-        return _table(noun)
+        return _table(noun, width)
+    if isinstance(noun, Evidence):
+        return _renderable(noun.tables, width)
     if isinstance(noun, Scorecard):
         return Group(_scorecard(noun), Text(), *_verdict(noun))
     if isinstance(noun, Measurement):
@@ -218,7 +229,8 @@ def _renderable(noun: Any, width: int) -> RenderableType:
     if isinstance(noun, Sequence) and all(isinstance(item, Entry) for item in noun):
         return _entries(noun, width)
     if isinstance(noun, Sequence) and not isinstance(noun, str):
-        return Group(*(_renderable(item, width) for item in noun))
+        parts = [part for item in noun for part in (Text(), _renderable(item, width))]
+        return Group(*parts[1:])
     from vu_core.describe import Description
 
     if isinstance(noun, Description):
@@ -251,15 +263,64 @@ def _facts(rows: Iterable[tuple[str, str]]) -> Grid:
     return grid
 
 
-def _table(table: Table) -> RenderableType:
+def _table(table: Table, width: int) -> RenderableType:
+    rows = [tuple(_cell(cell) for cell in row) for row in table.rows]
+    names = [row[0] for row in rows if row]
+    longest = max(map(cell_len, names), default=0)
+    heads: Sequence[str] = table.columns
+    if longest > _room(heads, rows, width):
+        heads = [head.replace("_", "_\n") for head in heads]
     columns: list[tuple[str, dict[str, Any]]] = []
-    for place, name in enumerate(table.columns):
-        numeric = bool(table.rows) and all(isinstance(row[place], int | float | None) for row in table.rows)
-        columns.append((name, {"justify": "right" if numeric else "left", "overflow": "fold"}))
-    grid = _grid(columns, table.title)
-    for row in table.rows:
-        grid.add_row(*(_cell(cell) for cell in row))
-    return Group(grid, *(Text(f"  {note}", "dim") for note in table.notes))
+    for place, head in enumerate(heads):
+        numeric = bool(table.rows) and all(_is_number(row[place]) for row in table.rows)
+        columns.append((head, {"justify": "right" if numeric else "left", "overflow": "fold"}))
+    notes = [Text(f"  {note}", "dim") for note in table.notes]
+    room = _room(heads, rows, width)
+    headings = outline.split(names, room - len(INDENT)) if longest > room else []
+    if any(heading for heading, _ in headings):
+        return Group(*_outlined(table.title, columns, headings, rows), *notes)
+    grid = _grid(columns)
+    for row in rows:
+        grid.add_row(*row)
+    title = [Text(table.title, "bold")] if table.title else []  # one of the grid would be no wider than its columns
+    return Group(*title, grid, *notes)
+
+
+def _widths(heads: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[int]:
+    columns = zip(heads, *rows, strict=True)
+    return [max(cell_len(line) for text in column for line in text.split("\n")) for column in columns]
+
+
+def _room(heads: Sequence[str], rows: Sequence[tuple[str, ...]], width: int) -> int:
+    """Return how much of the width the other columns leave for the first one."""
+    return width - sum(each + GAP for each in _widths(heads, rows)[1:])
+
+
+def _outlined(
+    title: str,
+    columns: Sequence[tuple[str, dict[str, Any]]],
+    headings: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, ...]],
+) -> Iterator[RenderableType]:
+    """Lay out a table whose names are too long: what several share stands once above them."""
+    indented = [f"{INDENT if heading else ''}{rest}" for heading, rest in headings]
+    lines = [(name, *row[1:]) for name, row in zip(indented, rows, strict=True)]
+    widths = _widths([head for head, _ in columns], lines)
+    sized = [(head, {**options, "width": size}) for (head, options), size in zip(columns, widths, strict=True)]
+    yield _grid(sized, title)
+    for heading, group in groupby(zip(headings, lines, strict=True), key=lambda pair: pair[0][0]):
+        if heading:
+            yield Text(heading, "bold")
+        grid = _grid(sized)
+        grid.show_header = False
+        for _, line in group:
+            grid.add_row(*line)
+        yield grid
+
+
+def _is_number(cell: Any) -> bool:
+    """Tell whether a cell is a number or nothing, or the text of one, with its change such as ``97.0 (+1.2)``."""
+    return isinstance(cell, int | float | None) or (isinstance(cell, str) and _NUMBER.fullmatch(cell) is not None)
 
 
 def _cell(cell: Any) -> str:
@@ -287,7 +348,7 @@ def _scorecard(card: Scorecard) -> RenderableType:
             numbers.value(score.before, score.unit),
             numbers.value(score.after, score.unit),
             Text(numbers.change(score), _change_style(score)),
-            numbers.unit(score),
+            numbers.unit(score.unit),
             f"{score.n:,}",
             numbers.interval(score),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 
 from vu_cli.interrupt import Interruption
-from vu_core import Scorecard, VuError
+from vu_core import Scorecard, Table, VuError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import click
 
     from vu_cli.progress import Heard
-    from vu_core import Plan
+    from vu_core import Plan, RunRecord
     from vu_core.plugins import Plugins
 
 
@@ -72,6 +72,11 @@ class Session:
         self.interruption.folder = folder
         show_plan(plan, folder, self)
 
+    def untold(self, record: RunRecord) -> RunRecord:
+        """Return a record without the notes that were shown with its plan already."""
+        plan_was_shown = not (self.json or self.quiet)
+        return attrs.evolve(record, notes=()) if plan_was_shown else record
+
 
 @attrs.frozen
 class Page:
@@ -96,6 +101,18 @@ class Measurement:
     scorecard: Scorecard
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Evidence:
+    """Numbers that a command gives reasons with.
+
+    Args:
+        tables: what a reader sees; facts: the same numbers, whole, for ``--json``.
+    """
+
+    tables: tuple[Table, ...]
+    facts: dict[str, Any]
 
 
 @attrs.frozen

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from vu_cli import session as sessions
 from vu_cli.command import PositiveNumber, SectionedCommand
 from vu_cli.completion import names_of
 from vu_cli.options import overrides, set_option, shared
-from vu_cli.render import show_plan, watcher
 from vu_cli.session import Session
 from vu_cli.silence import silenced
 from vu_core import ConfigError, Plan, RunRecord, UnlearnError
@@ -103,38 +101,32 @@ def _execute(flags: Mapping[str, Any], session: Session) -> RunRecord | Plan:
     config = Path(flags["config"]) if flags["config"] is not None else None
     raw = read(config, overrides(flags, flags["settings"]))
     budget = {"max_minutes": flags["max_minutes"], "max_gb": flags["max_gb"]}
-    with silenced():
-        if flags["dry_run"]:
+    if flags["dry_run"]:
+        with silenced():
             return pipeline.dry_run(raw, plugins=session.plugins, **budget)
-        return _watched(session, pipeline.execute, raw, strict=flags["strict"], **budget)
+    return _watched(session, pipeline.execute, raw, strict=flags["strict"], **budget)
 
 
 def _resume(folder: Path, session: Session, *, strict: bool) -> RunRecord:
     from vu_core import pipeline
 
     session.interruption.folder = folder
-    with silenced():
-        return _watched(session, pipeline.resume, folder, strict=strict)
+    return _watched(session, pipeline.resume, folder, strict=strict)
 
 
 def _watched(session: Session, work: Callable[..., RunRecord], *arguments: Any, **settings: Any) -> RunRecord:
-    """Run ``work`` with progress; print its plan, remember its folder, and keep its record if ``--strict`` objects."""
+    """Run ``work`` with progress, show its plan, and keep its record if ``--strict`` objects."""
     from vu_core import pipeline
 
-    def on_plan(plan: Plan, folder: Path) -> None:
-        session.interruption.folder = folder
-        show_plan(plan, folder, session)
-
-    with watcher(session) as watch:
+    with session.watching() as watch:
         try:
-            record = work(*arguments, plugins=session.plugins, on_event=watch, on_plan=on_plan, **settings)
+            record = work(*arguments, plugins=session.plugins, on_event=watch, on_plan=session.announce, **settings)
         except UnlearnError as objection:
             if not settings["strict"] or objection.code != NOT_OK:
                 raise
             session.objection = objection
             record = pipeline.read_record(Path(objection.where))
-    plan_was_shown = not (session.json or session.quiet)
-    return attrs.evolve(record, notes=()) if plan_was_shown else record
+    return session.untold(record)
 
 
 def _refuse_with_resume(context: click.Context) -> None:

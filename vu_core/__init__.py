@@ -1,7 +1,7 @@
 """`vu`: remove a concept, a class or an identity from a trained vision model, and prove it.
 
 The names below are all that a plugin needs besides `vu_core.ops`, `vu_core.adapters`, `vu_core.training` and
-`vu_core.testing`. Importing them imports no torch.
+`vu_core.testing`, and for a command `vu_core.workbench` and `vu_core.exporting`. Importing them imports no torch.
 """
 
 from vu_core.cache import cache_root

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 
 @hookimpl
+def vu_register_unlearners(register: Register) -> None:
+    """Name the built-in methods."""
+    register("composition", "vu_core.composition:Composition", summary="add up the edits of other runs")
+
+
+@hookimpl
 def vu_register_parameters(register: Register) -> None:
     """Name the built-in kinds of trainable parameters."""
     register("lora", "vu_core.adapters:Lora", summary="low-rank factors beside frozen weights", default=True)

@@ -97,6 +97,8 @@ def training_work(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> f
     retain = manifest.counts.get("train/retain", forget)
     work = facts.forward_gflops * ATTRIBUTION_PASSES * forget if config.attribution is not None else 0.0
     training, steps = training_of(config), steps_of(config, manifest)
+    if not getattr(config.unlearner.entry.load(), "uses_examples", True):
+        return work
     if training is None or steps is None:
         return work + facts.forward_gflops * ATTRIBUTION_PASSES * (forget + retain)
     examples = 2 * training.batch_size * training.accumulation * steps
@@ -183,8 +185,9 @@ def _memory(config: RunConfig, facts: ModelFacts) -> int:
 def _disk(config: RunConfig, facts: ModelFacts) -> int:
     trained = _trained(config, facts)
     images = 2 * config.measure.samples * facts.resolution**2 * 3
-    # The edit, and two checkpoints of weights and two moments.
-    return int(trained * 4 * (1 + 2 * 3) + 2 * images + 2**20)
+    # The edit, and for what is trained two checkpoints of weights and two moments.
+    copies = 1 if training_of(config) is None else 1 + 2 * 3
+    return int(trained * 4 * copies + 2 * images + 2**20)
 
 
 def _trained(config: RunConfig, facts: ModelFacts) -> int:

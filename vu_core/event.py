@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -28,3 +30,20 @@ class Event:
     stage: str
     values: Mapping[str, Any] = attrs.field(factory=dict)
     durable: bool = True
+
+
+@contextmanager
+def stage(emit: Callable[[Event], None], name: str) -> Iterator[None]:
+    """Tell that a stage begins, and when it has succeeded, that it ends and how many seconds it took.
+
+    Example:
+        >>> seen = []
+        >>> with stage(seen.append, "load"):
+        ...     pass
+        >>> [(event.stage, event.values["state"]) for event in seen]
+        [('load', 'begin'), ('load', 'end')]
+    """
+    emit(Event("stage", name, {"state": "begin"}))
+    started = time.monotonic()
+    yield
+    emit(Event("stage", name, {"state": "end", "seconds": round(time.monotonic() - started, 3)}))

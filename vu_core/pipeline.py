@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vu_core import run_folder
-from vu_core.blame import asked, is_out_of_memory
+from vu_core.blame import is_out_of_memory
 from vu_core.config import Override, RawConfig, to_toml
-from vu_core.errors import ConfigError, MeasureError, RecordError, UnlearnError, VuError
-from vu_core.event import Event
+from vu_core.errors import ConfigError, RecordError, UnlearnError, VuError
+from vu_core.event import Event, stage
 from vu_core.log_events import logs_as_events
 from vu_core.plan import Plan
 from vu_core.record import RunRecord
@@ -21,8 +21,6 @@ from vu_core.run import Section
 from vu_core.score import Scorecard
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from vu_core.edit import Edit
     from vu_core.plugins import Plugins
     from vu_core.stages.bench import Bench
@@ -181,6 +179,17 @@ def measure_run(
     from vu_core.stages.measure import measure
     from vu_core.stages.record import write_further_scores
 
+    check_only_measuring(overrides)
+    with opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
+        with stage(emit, "measure"):
+            measured = measure(bench, edit)
+        path = write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
+        emit(Event("written", "record", {"file": path.name}))
+        return measured.scorecard
+
+
+def check_only_measuring(overrides: Sequence[Override]) -> None:
+    """Object to what cannot be changed after a run: all but how it is measured. Raises: ConfigError (``VU-C050``)."""
     for override in overrides:
         if override.key.partition(".")[0] not in ("measure", "metric"):
             raise ConfigError(
@@ -189,47 +198,6 @@ def measure_run(
                 "Set keys of the tables [measure] and [metric.NAME], or start another run with `vu unlearn`.",
                 where=override.origin,
             )
-    with opened(folder, plugins, overrides, on_event) as (bench, edit, emit):
-        with _stage(emit, "measure"):
-            measured = measure(bench, edit)
-        path = write_further_scores(folder, measured.scorecard, bench.plan.config.measure.seeds)
-        emit(Event("written", "record", {"file": path.name}))
-        return measured.scorecard
-
-
-def generate(
-    folder: Path, prompt: str, seed: int, *, plugins: Plugins, on_event: OnEvent | None = None
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Make one image with the untouched and one with the edited model of a run, from the same noise.
-
-    Returns:
-        uint8 arrays ``(H, W, 3)``: before, after.
-
-    Raises:
-        MeasureError: the model makes no images (``VU-S051``). RecordError: there is no run or no edit
-            (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
-    """
-    from vu_core.contracts import TextToImage
-    from vu_core.stages.apply import apply
-    from vu_core.stages.measure import generation
-
-    with opened(folder, plugins, (), on_event) as (bench, edit, emit):
-        model = bench.model
-        if not isinstance(model, TextToImage):
-            raise MeasureError(
-                "VU-S051",
-                f"The model {model.facts.name!r} makes no images from prompts.",
-                "Use `vu measure` for this run.",
-                where=f"model {model.facts.name!r}",
-            )
-        sampling = generation(bench)
-        settings: dict[str, Any] = {"steps": int(sampling["steps"]), "guidance": float(sampling["guidance"])}
-        with _stage(emit, "generate"):
-            with asked(bench.plan.config.model.entry, bench.entries):
-                before = model.generate([prompt], [seed], **settings)[0]
-            with apply(model, edit), asked(bench.plan.config.model.entry, bench.entries):
-                after = model.generate([prompt], [seed], **settings)[0]
-        return before, after
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -308,14 +276,14 @@ def _stages(
     else:
         for note in plan.notes:
             emit(Event("note", "plan", {"text": note}))
-    with _stage(emit, "load"):
+    with stage(emit, "load"):
         bench = load(plan, plugins, folder, emit, resuming=resuming, with_data=not edit_file.exists())
         begin(bench, resuming=resuming)
     if not edit_file.exists():
         started = time.monotonic()
         for section in sections:
             bench.run.report.add(section.title, section.html)
-        with _stage(emit, "unlearn"):
+        with stage(emit, "unlearn"):
             edit = unlearn(bench)
             for section in bench.run.report.sections:
                 emit(Event("section", "unlearn", {"title": section.title, "html": section.html}))
@@ -331,9 +299,9 @@ def _stages(
                 bench.run.report.add(event["values"]["title"], event["values"]["html"])
     # What is measured is what lies on the disk.
     edit = load_edit(edit_file)
-    with _stage(emit, "measure"):
+    with stage(emit, "measure"):
         measured = measure(bench, edit)
-    with _stage(emit, "record"):
+    with stage(emit, "record"):
         record(bench, measured)
     run_folder.remove_checkpoints(folder)
     return read_record(folder)
@@ -354,8 +322,33 @@ def opened(
     Raises:
         RecordError: there is no run or no edit (``VU-R052``), or its ``run.toml`` was changed (``VU-R053``).
     """
+    from vu_core.stages.load import cpu_threads, load
+
+    edit = read_edit(folder)
+    plan = plan_again(folder, plugins, overrides)
+    emit = _emitter(plugins, None, on_event)
+    if _data_changed(plan, run_folder.read_environment(folder)):
+        text = f"The data {plan.manifest.name!r} has changed since the run: what it holds out may have been trained on."
+        emit(Event("warning", "load", {"text": text}))
+    with logs_as_events(_emitter(None, None, on_event)), cpu_threads(plan.config.run.threads):
+        try:
+            with stage(emit, "load"):
+                bench = load(plan, plugins, folder, emit, with_data=False)
+            yield bench, edit, emit
+        except Exception as error:
+            if is_out_of_memory(error):
+                free = "Stop what else uses its memory, or name another run.device in the run.toml of the run."
+                raise _out_of_memory(plan, free) from error
+            raise
+
+
+def read_edit(folder: Path) -> Edit:
+    """Return the edit of a run; needs no plugins.
+
+    Raises:
+        RecordError: there is no run or no edit (``VU-R052``). EditError: the edit cannot be read (``VU-E031``).
+    """
     from vu_core.adapters import load_edit
-    from vu_core.stages.load import changed_keys, cpu_threads, load
 
     _check_run(folder)
     if not (folder / run_folder.EDIT).exists():
@@ -365,26 +358,25 @@ def opened(
             f"Finish it first: `vu unlearn --resume {shlex.quote(str(folder))}`.",
             where=str(folder),
         )
+    return load_edit(folder / run_folder.EDIT)
+
+
+def plan_again(folder: Path, plugins: Plugins, overrides: Sequence[Override] = ()) -> Plan:
+    """Return the plan of a run that has an edit, made anew.
+
+    Raises:
+        RecordError: apart from ``measure.*``, ``metric.*`` and ``run.device``, its ``run.toml`` is no longer the one
+            that it was made with (``VU-R053``).
+    """
+    from vu_core.stages.load import changed_keys
+
     plan = dry_run(_read(folder, overrides), plugins=plugins)
-    emit = _emitter(plugins, None, on_event)
     then = run_folder.read_environment(folder)
     asked_otherwise = ("measure.", "metric.", "run.device")
     edited = [key for key in changed_keys(plan.config, then) if not key.startswith(asked_otherwise)]
     if edited:
         raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be measured or generated from")
-    if _data_changed(plan, then):
-        text = f"The data {plan.manifest.name!r} has changed since the run: what it holds out may have been trained on."
-        emit(Event("warning", "load", {"text": text}))
-    with logs_as_events(_emitter(None, None, on_event)), cpu_threads(plan.config.run.threads):
-        try:
-            with _stage(emit, "load"):
-                bench = load(plan, plugins, folder, emit, with_data=False)
-            yield bench, load_edit(folder / run_folder.EDIT), emit
-        except Exception as error:
-            if is_out_of_memory(error):
-                free = "Stop what else uses its memory, or name another run.device in the run.toml of the run."
-                raise _out_of_memory(plan, free) from error
-            raise
+    return plan
 
 
 def _emitter(plugins: Plugins | None, log: run_folder.EventLog | None, on_event: OnEvent | None) -> OnEvent:
@@ -402,14 +394,6 @@ def _emitter(plugins: Plugins | None, log: run_folder.EventLog | None, on_event:
             on_event(event)
 
     return emit
-
-
-@contextmanager
-def _stage(emit: OnEvent, name: str) -> Iterator[None]:
-    emit(Event("stage", name, {"state": "begin"}))
-    started = time.monotonic()
-    yield
-    emit(Event("stage", name, {"state": "end", "seconds": round(time.monotonic() - started, 3)}))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def report_html(record: RunRecord, bench: Bench, images: Sequence[Image]) -> str
     It is one file without scripts, fonts or links to anywhere; images are data URIs.
     """
     card = record.scorecard
-    return _template("report.html").substitute(
+    return template("report.html").substitute(
         title=escape(title(record)),
         claim=escape(claim(record)),
         status=_status_html(card),
@@ -55,27 +55,26 @@ def model_card(record: RunRecord, bench: Bench) -> str:
     split = card.split if card is not None else "validation"
     base = bench.plan.model
     licence = f"The licence of the base model ({base.licence}) applies to the edited model too." if base.licence else ""
-    rows = [" | ".join(["", *_cells(score), ""]).strip() for score in scores]
     files = {**record.files, "README.md": "this card"}
-    return _template("card.md").substitute(
+    return template("card.md").substitute(
         front=f"base_model: {json.dumps(short_name(record.model))}"
         + (f"\nlicense: {json.dumps(base.licence)}" if base.licence else ""),
         title=title(record),
         claim=claim(record),
-        status=" ".join(_status(card)[1]),
-        scores="\n".join(rows),
+        status=" ".join(status_sentences(card)[1]),
+        scores=score_lines(scores),
         split=split,
         caution=CAUTION[split],
         files="\n".join(f"- `{name}`: {what}" for name, what in files.items()),
         base=bench.model.facts.base_hash[:12],
-        changed=_changed(record.edit_facts),
+        changed=changed_text(record.edit_facts),
         licence=licence,
     )
 
 
 def title(record: RunRecord) -> str:
     """Return such as ``canvas-diffusion without style:neon``."""
-    return f"{short_name(record.model)} without {_listed(record.forget)}"
+    return f"{short_name(record.model)} without {listed(record.forget)}"
 
 
 def short_name(model: str) -> str:
@@ -86,8 +85,18 @@ def short_name(model: str) -> str:
         ('canvas-diffusion', 'owner/name', 'mine')
     """
     name, _, ref = model.partition("=")
-    hub_id = ref.count("/") == 1 and not ref.startswith((".", "/", "~"))
-    return ref if hub_id else PurePath(ref).name or name
+    return hub_id(model) or PurePath(ref).name or name
+
+
+def hub_id(model: str) -> str:
+    """Return the hub id of a model, or nothing; what lies on this machine is named by an absolute path.
+
+    Example:
+        >>> hub_id("diffusers=owner/name"), hub_id("diffusers=/models/mine"), hub_id("canvas-diffusion")
+        ('owner/name', '', '')
+    """
+    ref = model.partition("=")[2]
+    return ref if ref.count("/") == 1 and not ref.startswith((".", "/", "~")) else ""
 
 
 def claim(record: RunRecord) -> str:
@@ -95,9 +104,9 @@ def claim(record: RunRecord) -> str:
 
     That is the first one that should rise, such as ``ua``; else the first one with a direction; else the first.
     """
-    place = f" and show {_listed(record.overwrite)} in its place" if record.overwrite else ""
+    place = f" and show {listed(record.overwrite)} in its place" if record.overwrite else ""
     sentence = (
-        f"The method {record.method} was to make {short_name(record.model)} forget {_listed(record.forget)}{place}"
+        f"The method {record.method} was to make {short_name(record.model)} forget {listed(record.forget)}{place}"
     )
     scores = record.scorecard.scores if record.scorecard is not None else ()
     if not scores:
@@ -125,12 +134,19 @@ def value_text(value: float | None, unit: str) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """Return words as a sentence lists them.
+
+    Example:
+        >>> listed(("style:neon",)), listed(("a", "b", "c"))
+        ('style:neon', 'a, b and c')
+    """
     found = list(words)
     return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found) or "nothing"
 
 
-def _changed(facts: Mapping[str, Any]) -> str:
+def changed_text(facts: Mapping[str, Any]) -> str:
+    """Return how much of a model an edit changes, from the facts of the edit."""
     tensors, numbers = facts.get("changed_tensors"), facts.get("changed_numbers")
     if tensors is None or numbers is None:
         return "the model"
@@ -141,11 +157,13 @@ def _counted(count: int, word: str) -> str:
     return f"{count:,} {word}" + ("" if count == 1 else "s")
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """Return a template of the core."""
     return Template(resources.files("vu_core").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
-def _status(card: Scorecard | None) -> tuple[bool, tuple[str, ...]]:
+def status_sentences(card: Scorecard | None) -> tuple[bool, tuple[str, ...]]:
+    """Return whether the scores raise no doubt, and what is said about them."""
     if card is None:
         return False, ("Nothing was measured.",)
     if card.status == "ok":
@@ -155,8 +173,13 @@ def _status(card: Scorecard | None) -> tuple[bool, tuple[str, ...]]:
 
 
 def _status_html(card: Scorecard | None) -> str:
-    fine, sentences = _status(card)
+    fine, sentences = status_sentences(card)
     return f'<p class="{"ok" if fine else "doubt"}">{escape(" ".join(sentences))}</p>'
+
+
+def score_lines(scores: Sequence[Score]) -> str:
+    """Return the rows of a Markdown table; its columns are those of `HEADS` without the last."""
+    return "\n".join(" | ".join(["", *_cells(score), ""]).strip() for score in scores)
 
 
 def _cells(score: Score) -> list[str]:
@@ -232,7 +255,7 @@ def _facts(record: RunRecord, bench: Bench) -> list[tuple[str, str]]:
         ("run", record.run_id),
         ("base model", f"{short_name(record.model)}, hash {bench.model.facts.base_hash[:12]}"),
         ("data", f"{short_name(record.data)}, digest {manifest.digest[:12]}; split: {manifest.split}"),
-        ("edit", f"{_changed(record.edit_facts)}, {bytes_text(record.edit_bytes)}"),
+        ("edit", f"{changed_text(record.edit_facts)}, {bytes_text(record.edit_bytes)}"),
         ("time", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in record.seconds.items())),
         (
             "machine",

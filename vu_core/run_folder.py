@@ -27,6 +27,8 @@ ENVIRONMENT, REPORT, CARD = "environment.json", "report.html", "README.md"
 IMAGES, CHECKPOINTS = "images", "checkpoints"
 SOURCES = "sources"
 """Holds the edits that a composed run was made of."""
+INTERFERENCE = "interference.json"
+"""Tells of a composed run which edit hurts which concept."""
 LOCK = ".lock"
 FREQUENT = ("progress", "gradient_conflict")
 """Types of events that come with every step of training."""

@@ -6,18 +6,21 @@ about other edits of its model, and keep a result as a run of its own.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from vu_core import pipeline, run_folder
+from vu_core.atomic import write_text
+from vu_core.blame import asked
 from vu_core.config import Override, RawConfig
-from vu_core.contracts import Host, Model
+from vu_core.contracts import Host, Model, TextToImage
 from vu_core.edit import Edit
-from vu_core.errors import ConfigError, EditError
+from vu_core.errors import ConfigError, DataError, EditError, MeasureError
 from vu_core.event import Event
 from vu_core.plan import Plan
 from vu_core.record import RunRecord
@@ -25,7 +28,15 @@ from vu_core.run import Run, Section
 from vu_core.score import Scorecard
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vu_core.stages.bench import Bench
+
+
+CONCEPTS = "concepts.json"
+"""Tells in ``sources/`` of a composed run what each of its edits forgets."""
+CONCEPTS_FORMAT = 1
+"""``format`` of that file."""
 
 
 @attrs.frozen(eq=False)
@@ -64,6 +75,45 @@ class Workbench:
         from vu_core.stages.measure import measure
 
         return measure(self.bench, self.edit if edit is None else edit).scorecard
+
+    def generate(self, prompt: str, seed: int, edit: Edit | None) -> np.ndarray[Any, Any]:
+        """Make one image of the model under ``edit``, or untouched where it is ``None``.
+
+        Returns:
+            uint8 ``(H, W, 3)``; equal seeds start from the same noise.
+
+        Raises:
+            MeasureError: the model makes no images (``VU-S051``).
+            EditError: the edit was made for other weights (``VU-E053``) or does not fit (``VU-E054``).
+        """
+        from vu_core.stages.apply import apply
+        from vu_core.stages.measure import generation
+
+        model = self.bench.model
+        if not isinstance(model, TextToImage):
+            raise MeasureError(
+                "VU-S051",
+                f"The model {model.facts.name!r} makes no images from prompts.",
+                "Use `vu measure` for this run.",
+                where=f"model {model.facts.name!r}",
+            )
+        sampling = generation(self.bench)
+        steps, guidance = int(sampling["steps"]), float(sampling["guidance"])
+        with ExitStack() as stack:
+            if edit is not None:
+                stack.enter_context(apply(model, edit))
+            stack.enter_context(asked(self.bench.plan.config.model.entry, self.bench.entries))
+            return model.generate([prompt], [seed], steps=steps, guidance=guidance)[0]  # type: ignore[no-any-return]
+
+
+def read(folder: Path) -> tuple[RunRecord, Edit]:
+    """Return what a run has left: its record and its edit. No model is loaded.
+
+    Raises:
+        RecordError: there is no run or no edit (``VU-R052``), or a file cannot be read (``VU-R056``).
+        EditError: the edit cannot be read (``VU-E031``, ``VU-E032``, ``VU-E034``).
+    """
+    return pipeline.read_record(folder), pipeline.read_edit(folder)
 
 
 @contextmanager
@@ -142,7 +192,7 @@ def compose(
     from vu_core.adapters import edit_digest, save_edit
 
     if not components:
-        raise ConfigError("VU-C052", "There is nothing to compose.", "Name at least one run.")
+        raise ConfigError("VU-C128", "There is nothing to compose.", "Name at least one run.")
     _check_one_base(components)
     chosen = tuple(1.0 for _ in components) if weights is None else tuple(weights)
     told = {
@@ -152,19 +202,87 @@ def compose(
         "weights": list(chosen),
         "strategy": strategy,
     }
-    raw = _like(like, components, {**(settings or {}), **({} if out is None else {"run.out": out})}, told)
+    changes = {**(settings or {}), **({} if out is None else {"run.out": out})}
 
     def furnish(plan: Plan, folder: Path) -> Plan:
         place = folder / run_folder.SOURCES
         with run_folder.writing(place):
             for number, component in enumerate(components):
                 save_edit(component.edit, place / f"{number}.safetensors")
+            write_text(place / CONCEPTS, _concepts(components))
         method = plan.config.unlearner
         settled = attrs.evolve(method, config=attrs.evolve(method.config, sources=str(place.absolute())))
         return attrs.evolve(plan, config=attrs.evolve(plan.config, unlearner=settled))
 
-    plan = pipeline.dry_run(raw, plugins=host.plugins)
-    return pipeline.carry_out(plan, plugins=host.plugins, on_event=on_event, on_plan=host.announce, furnish=furnish)
+    return pipeline.carry_out(
+        _planned(like, components, changes, told, host),
+        plugins=host.plugins,
+        on_event=on_event,
+        on_plan=host.announce,
+        furnish=furnish,
+        sections=sections,
+    )
+
+
+def _planned(
+    like: Path,
+    components: Sequence[Component],
+    settings: Mapping[str, Any],
+    unlearner: Mapping[str, Any],
+    host: Host,
+) -> Plan:
+    """Return the plan; where the overwrites do not go together, with those that the data supplies."""
+    try:
+        return pipeline.dry_run(_like(like, components, settings, unlearner), plugins=host.plugins)
+    except DataError as error:
+        if error.where != _OVERWRITE:
+            raise
+        # What took the place of one concept may be what another edit forgets.
+        bare = [attrs.evolve(component, overwrite=()) for component in components]
+        plan = pipeline.dry_run(_like(like, bare, settings, unlearner), plugins=host.plugins)
+        note = (
+            f"The overwrites of the edits do not go together. {error.problem} The data names others, which no edit was "
+            "trained with."
+        )
+        return attrs.evolve(plan, notes=(note, *plan.notes))
+
+
+_OVERWRITE = "--overwrite"
+"""Origin of ``data.overwrite`` in a configuration that `_like` returns."""
+
+
+def _concepts(components: Sequence[Component]) -> str:
+    edits = [{"forget": list(each.forget), "overwrite": list(each.overwrite)} for each in components]
+    return json.dumps({"format": CONCEPTS_FORMAT, "edits": edits}, indent=2) + "\n"
+
+
+def components_of(folder: Path, digests: Sequence[str]) -> tuple[Component, ...]:
+    """Return the edits that a run of the method ``composition`` was made of, in order.
+
+    Args:
+        folder: the run folder.
+        digests: hash of each edit, as the configuration of the run tells them.
+
+    Raises:
+        RecordError: what its ``sources/`` says about them is missing or damaged (``VU-R056``).
+        EditError: they are not those of the configuration (``VU-E065``), or one cannot be read (``VU-E031``,
+            ``VU-E034``).
+    """
+    from vu_core.composition import load_sources
+
+    place = folder / run_folder.SOURCES
+    told = run_folder.read_json(place / CONCEPTS)
+    if told.get("format") != CONCEPTS_FORMAT:
+        why = f"its format is {told.get('format')!r}, and this vu reads {CONCEPTS_FORMAT}"
+        raise run_folder.unreadable(place / CONCEPTS, why)
+    try:
+        concepts = [(tuple(map(str, each["forget"])), tuple(map(str, each["overwrite"]))) for each in told["edits"]]
+    except (KeyError, TypeError) as error:
+        raise run_folder.unreadable(place / CONCEPTS, "it does not say what each edit forgets") from error
+    if len(concepts) != len(digests):
+        raise run_folder.unreadable(place / CONCEPTS, f"it tells of {len(concepts)} edits, not of {len(digests)}")
+    edits = load_sources(place, digests).values()
+    return tuple(Component(edit, *each) for edit, each in zip(edits, concepts, strict=True))
 
 
 def _check_one_base(components: Sequence[Component]) -> None:
@@ -179,6 +297,13 @@ def _check_one_base(components: Sequence[Component]) -> None:
             )
 
 
+def _places(component: Component) -> tuple[str, ...]:
+    """Return what takes the place of each concept, empty where it is not known."""
+    count = len(component.forget)
+    named = component.overwrite * count if len(component.overwrite) == 1 else component.overwrite
+    return named if len(named) == count else ("",) * count
+
+
 def _like(
     folder: Path, components: Sequence[Component], settings: Mapping[str, Any], unlearner: Mapping[str, Any]
 ) -> RawConfig:
@@ -187,15 +312,13 @@ def _like(
 
     forget: dict[str, str] = {}
     for component in components:
-        places = component.overwrite
-        each = places * len(component.forget) if len(places) == 1 else places or ("",) * len(component.forget)
-        for concept, place in zip(component.forget, each, strict=True):
+        for concept, place in zip(component.forget, _places(component), strict=True):
             forget.setdefault(concept, place)
     overwrite = tuple(forget.values())
     overrides = [Override(key, value, "--set") for key, value in settings.items()]
     overrides.append(Override("data.forget", tuple(forget), "--forget"))
-    if all(overwrite):
-        overrides.append(Override("data.overwrite", overwrite, "--overwrite"))
+    # Where one of them has none, the data says again what takes the places; those of the other run are not theirs.
+    overrides.append(Override("data.overwrite", overwrite if all(overwrite) else (), _OVERWRITE))
     raw = read(folder / run_folder.RUN, overrides)
     gone = ("unlearner", "weighting", "regularizer")
     values = {key: value for key, value in raw.values.items() if key not in gone}

@@ -16,6 +16,7 @@ from vu_core import (
     Capability,
     Concept,
     Cost,
+    Event,
     Manifest,
     ModelFacts,
     Plan,
@@ -24,9 +25,11 @@ from vu_core import (
     Scorecard,
     Selection,
     Source,
+    hookimpl,
     setting,
 )
 from vu_core.config import Choice, MeasureSettings, RunConfig, RunSettings
+from vu_core.plugins import Plugins, discover
 from vu_core.registry import Entry
 
 
@@ -190,3 +193,50 @@ def distribution(tmp_path: Path) -> Callable[..., Path]:
         return site
 
     return install
+
+
+# A world of four slots, in which every score is known beforehand: see vu_toy_slots.
+
+
+class Stopper:
+    """A listener that presses Ctrl-C when a stage begins: the one of the name in `stage`."""
+
+    stage = ""
+
+    @hookimpl
+    def vu_on_event(self, event: Event) -> None:
+        if event.type == "stage" and event.stage == self.stage:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stopper() -> Stopper:
+    return Stopper()
+
+
+@pytest.fixture
+def slots(stopper: Stopper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugins:
+    """The toy slots and what the core brings, in an empty folder with a cache of its own."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "core" / "runs" / "toys"))
+    import vu_toy_slots
+    from vu_toy_slots.parts import Shown
+
+    Shown.asked.clear()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VU_CACHE", str(tmp_path / "cache"))
+    return discover(extra=[("vu-toy-slots", "1.0", vu_toy_slots), ("stopper", "1.0", stopper)], installed=False)
+
+
+@pytest.fixture
+def erased(vu: Callable[..., SimpleNamespace], slots: Plugins) -> Callable[..., Path]:
+    """Make a finished run that forgets a slot: ``erased("0", leak=0.1)`` lies in the folder ``0``."""
+
+    def make(slot: str, *others: str, **settings: object) -> Path:
+        words = [word for each in (slot, *others) for word in ("--forget", f"slot:{each}")]
+        keys = {(key if "__" in key else f"unlearner__{key}").replace("__", "."): settings[key] for key in settings}
+        sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+        done = vu("unlearn", *words, "--seed", "3", "--out", "+".join((slot, *others)), *sets, plugins=slots)
+        assert done.status == 0, done.err
+        return Path("+".join((slot, *others)))
+
+    return make

@@ -212,7 +212,7 @@ def test_a_bug_says_how_a_run_goes_on_that_can(vu, monkeypatch, tmp_path, files,
         raise ZeroDivisionError("ours")
 
     monkeypatch.setenv("VU_CACHE", str(tmp_path))
-    monkeypatch.setattr("vu_cli.unlearn.show_plan", lambda *_: None)
+    monkeypatch.setattr("vu_cli.render.show_plan", lambda *_: None)
     monkeypatch.setattr(pipeline, "execute", fail)
     done = vu("unlearn")
     assert done.status == 1

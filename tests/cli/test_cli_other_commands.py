@@ -2,8 +2,10 @@
 
 import json
 import tomllib
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -60,15 +62,27 @@ def test_measuring_a_folder_that_holds_no_run_is_refused(vu, tmp_path):
 
 @pytest.fixture
 def painted(monkeypatch):
+    """A run whose untouched model paints in dark grey, and under its edit in light grey."""
     import numpy as np
 
-    before, after = (np.full((64, 64, 3), shade, dtype=np.uint8) for shade in (40, 200))
+    from vu_core import workbench
 
-    def generate(*_args, on_event, **_settings):
+    class Bench:
+        edit = Edit({})
+        model = SimpleNamespace(network=None)
+
+        def __init__(self, emit):
+            self.emit = emit
+
+        def generate(self, prompt, seed, edit):
+            return np.full((64, 64, 3), 40 if edit is None else 200, dtype=np.uint8)
+
+    @contextmanager
+    def opened(_folder, _host, on_event):
         on_event(Event("warning", "load", {"text": "The data has changed."}))
-        return before, after
+        yield Bench(on_event)
 
-    monkeypatch.setattr(pipeline, "generate", generate)
+    monkeypatch.setattr(workbench, "opened", opened)
 
 
 def test_warnings_of_generate_are_part_of_its_result(vu, painted, tmp_path):
@@ -102,7 +116,7 @@ def test_generate_picks_a_free_name_when_none_is_given(vu, painted, tmp_path, mo
 
 
 def test_generate_refuses_a_bad_target_before_anything_heavy(vu, monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "generate", lambda *_args, **_settings: pytest.fail("too late"))
+    monkeypatch.setattr("vu_core.workbench.opened", lambda *_args: pytest.fail("too late"))
     for out in (tmp_path, tmp_path / "absent" / "star.png"):
         done = vu("generate", "runs/x", "A star.", "--out", out)
         assert done.status == 7

@@ -122,7 +122,7 @@ def test_no_number_of_a_comparison_is_broken(monkeypatch, scorecard, columns):
 
 def test_several_nouns_and_pages(monkeypatch):
     page = Page("a text", {"key": "value"})
-    assert text((page, page), monkeypatch) == "a text\na text\n"
+    assert text((page, page), monkeypatch) == "a text\n\na text\n"
     assert json.loads(text((page, page), monkeypatch, json=True)) == [{"key": "value"}] * 2
     with pytest.raises(TypeError, match="no way to show"):
         text(3.5, monkeypatch)

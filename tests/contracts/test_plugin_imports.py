@@ -14,7 +14,14 @@ import pytest
 import vu_core
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC_MODULES = ("vu_core.ops", "vu_core.adapters", "vu_core.training", "vu_core.testing", "vu_core.workbench")
+PUBLIC_MODULES = (
+    "vu_core.ops",
+    "vu_core.adapters",
+    "vu_core.training",
+    "vu_core.testing",
+    "vu_core.workbench",
+    "vu_core.exporting",
+)
 LAZY = ("diffusers", "transformers", "peft", "accelerate")
 TORCH_FREE = ("torch", "numpy", *LAZY, "safetensors.torch", "torchvision", "PIL")
 PLUGINS = sorted(

@@ -1,11 +1,9 @@
-"""Every check of parameters, regularizers and exporters turns red on a plugin that is broken in just that way."""
+"""Every check of parameters and regularizers turns red on a plugin that is broken in just that way."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,11 +16,9 @@ from vu_core import (
     LowRank,
     Run,
 )
-from vu_core.adapters import Lora, MaskedLora, save_edit
+from vu_core.adapters import Lora, MaskedLora
 from vu_core.testing import toy_methods as methods
 from vu_core.testing.proof import Broken, Proof, ProofTests, but, case
-
-COUNTER = itertools.count(1)
 
 
 def scaled(edit: Edit, factor: float) -> Edit:
@@ -178,60 +174,8 @@ REGULARIZER: list[Broken] = [
 ]
 
 
-# Exporters
-
-X = methods.ToyExporter
-
-
-def exporter(**attributes: Any) -> Callable[[], type[Any]]:
-    return lambda: case(kit.ExporterTests, but(X, **attributes), other_values={"name": "other"})
-
-
-def elsewhere(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    save_edit(edit, folder.parent / "toy.safetensors")
-    return (folder.parent / "toy.safetensors",)
-
-
-def pickled(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    save_edit(edit, folder / "toy.bin")
-    return (folder / "toy.bin",)
-
-
-def stamped(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    return X.export(self, attrs.evolve(edit, facts={"time": next(COUNTER)}), model, folder, run)
-
-
-def halved(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    return X.export(self, scaled(edit, 0.5), model, folder, run)
-
-
-def sleepy(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    touch(model)
-    return X.export(self, edit, model, folder, run)
-
-
-def writes_anything(self: Any, edit: Edit, model: Any, folder: Path, run: Run) -> tuple[Path, ...]:
-    save_edit(edit, folder / "toy.safetensors")
-    return (folder / "toy.safetensors",)
-
-
-EXPORTER: list[Broken] = [
-    Broken(name, make, words)
-    for name, make, words in [
-        ("test_files_lie_in_the_folder", exporter(export=elsewhere), "outside of the folder"),
-        ("test_files_lie_in_the_folder", exporter(export=pickled), "pickle"),
-        ("test_same_edit_same_bytes", exporter(export=stamped), "two exports"),
-        ("test_verify_accepts_its_own_files", exporter(export=halved), "differ by"),
-        ("test_verify_notices_another_edit", exporter(verify=lambda *a: 0.0), "was accepted"),
-        ("test_model_and_process_are_left_alone", exporter(export=sleepy), "other numbers"),
-        ("test_an_edit_of_nothing_is_refused", exporter(export=writes_anything), "DID NOT RAISE"),
-    ]
-]
-
-
 class TestProofs(ProofTests):
     proofs = (
         Proof(kit.ParametersTests, PARAMETERS, shared=kit.PluginTests),
         Proof(kit.RegularizerTests, REGULARIZER, shared=kit.PluginTests),
-        Proof(kit.ExporterTests, EXPORTER, shared=kit.PluginTests),
     )

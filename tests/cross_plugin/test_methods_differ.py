@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 
-from vu_core.adapters import apply_edit
+from vu_core import Edit, LowRank
+from vu_core.adapters import apply_edit, edit_digest, save_edit
 from vu_core.plugins import discover
 from vu_core.registry import Entry
 from vu_core.testing import UnlearnerTests
@@ -30,12 +32,30 @@ class OnToyDenoiser(UnlearnerTests):
         return toy_data()
 
 
+def two_edits(folder: Path) -> dict[str, Any]:
+    """Write two edits of the toy model and return the settings of a method that works on finished ones."""
+    digests = []
+    for number, name in enumerate(("unet.attn1.to_q.weight", "unet.attn2.to_v.weight")):
+        generator = torch.Generator().manual_seed(number)
+        a, b = torch.randn(1, 8, generator=generator), torch.randn(8, 1, generator=generator)
+        edit = Edit({name: LowRank(a, b, 1.0)}, base=ToyDenoiser().facts.base_hash)
+        save_edit(edit, folder / f"{number}.safetensors")
+        digests.append(edit_digest(edit))
+    return {"sources": str(folder), "digests": tuple(digests), "weights": (1.0, 1.0)}
+
+
+def settings(plugin: Any, folder: Path) -> dict[str, Any]:
+    """Return what is not left at the method's own defaults: three steps of training, and edits where it needs some."""
+    fields = attrs.fields_dict(plugin.Config)
+    short = {"training": Training(steps=3, batch_size=2, lr=1e-2)} if "training" in fields else {}
+    return {**short, **(two_edits(folder) if "sources" in fields else {})}
+
+
 def changed_weights(entry: Entry, folder: Path) -> str:
     """Return a hash of all weights under the edit that a method makes with its own settings, three steps long."""
     plugin = entry.load()
     case = type("Case", (OnToyDenoiser,), {"plugin": plugin, "axes": entry.axes})()
-    trains = "training" in attrs.fields_dict(plugin.Config)
-    config = plugin.Config(**({"training": Training(steps=3, batch_size=2, lr=1e-2)} if trains else {}))
+    config = plugin.Config(**settings(plugin, folder / "sources"))
     model = ToyDenoiser()
     with apply_edit(model.network, case.unlearn(folder, config)):
         return tensor_digest(dict(model.network.named_parameters()))
@@ -53,6 +73,10 @@ def test_no_two_registered_unlearners_give_equal_edits_on_one_seed(tmp_path: Pat
 
 def test_a_method_under_two_names_would_be_noticed(tmp_path: Path) -> None:
     assert equal_pairs([METHODS[0], METHODS[0]], tmp_path) == [(METHODS[0].name,) * 2]
+
+
+def test_composition_takes_part() -> None:
+    assert "composition" in [entry.name for entry in METHODS]
 
 
 def test_every_method_changes_the_weights(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """Making a model trainable without touching it, and looking at it through an edit."""
 
-from vu_core.adapters.applying import apply_edit, compose
+from vu_core.adapters.applying import apply_edit, check_fits, compose
+from vu_core.adapters.arithmetic import STRATEGIES, combined, negated, scaled
+from vu_core.adapters.deltas import DeltaSize, delta_size, zero_fraction
 from vu_core.adapters.full import Full, FullConfig, FullTheta, difference
 from vu_core.adapters.layers import Factors, LoraLayer, Switch
 from vu_core.adapters.lora import Lora, LoraConfig, LoraTheta, MaskedLora
+from vu_core.adapters.refitting import densified, refit
 from vu_core.edit_file import edit_digest, load_edit, save_edit
 
 __all__ = [
+    "STRATEGIES",
+    "DeltaSize",
     "Factors",
     "Full",
     "FullConfig",
@@ -18,9 +23,17 @@ __all__ = [
     "MaskedLora",
     "Switch",
     "apply_edit",
+    "check_fits",
+    "combined",
     "compose",
+    "delta_size",
+    "densified",
     "difference",
     "edit_digest",
     "load_edit",
+    "negated",
+    "refit",
     "save_edit",
+    "scaled",
+    "zero_fraction",
 ]

@@ -43,7 +43,7 @@ def apply_edit(network: nn.Module, *edits: Edit) -> Iterator[nn.Module]:
     stacked: dict[str, list[Part]] = {}
     for edit in edits:
         for name, part in edit:
-            _check(network, name, part)
+            check_fits(network, name, part)
             stacked.setdefault(name, []).append(part)
     held = holders(network)
     with ExitStack() as changes:
@@ -72,7 +72,8 @@ def tensor_of(network: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _check(network: nn.Module, name: str, part: Part) -> None:
+def check_fits(network: nn.Module, name: str, part: Part) -> None:
+    """Object to a part that names no tensor of the network or has another shape. Raises: EditError ``VU-E054``."""
     shape = tuple(tensor_of(network, name).shape)
     match part:
         case LowRank():

@@ -26,6 +26,13 @@ def apply(model: Model, edit: Edit) -> Iterator[Model]:
     """
     from vu_core.adapters import apply_edit
 
+    check_base(model, edit)
+    with apply_edit(model.network, edit):
+        yield model
+
+
+def check_base(model: Model, edit: Edit) -> None:
+    """Object to an edit that was made for other weights, or does not say for which. Raises: EditError (``VU-E053``)."""
     if edit.base != model.facts.base_hash:
         made_for = f"weights with the hash {edit.base[:12]}" if edit.base else "weights that it does not name"
         raise EditError(
@@ -34,5 +41,3 @@ def apply(model: Model, edit: Edit) -> Iterator[Model]:
             "Name the model that the run used; its plugin and reference are in run.toml.",
             where=f"model {model.facts.name!r}",
         )
-    with apply_edit(model.network, edit):
-        yield model

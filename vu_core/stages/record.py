@@ -14,7 +14,7 @@ from vu_core.atomic import write_bytes
 from vu_core.errors import RecordError
 from vu_core.event import Event
 from vu_core.record import RunRecord
-from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, REPORT, RUN, SCORES, SOURCES
+from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, INTERFERENCE, REPORT, RUN, SCORES, SOURCES
 from vu_core.safetensors_header import read_header
 from vu_core.score import Scorecard, scorecard_from_json, scorecard_to_json
 
@@ -29,6 +29,7 @@ FILES: Mapping[str, str] = {
     EDIT: "what was changed in the model",
     SOURCES: "the edits that this one was made of",
     SCORES: "the scores, before and after",
+    INTERFERENCE: "which of the edits hurts which concept",
     REPORT: "the report: scores, images, configuration",
     CARD: "the model card",
     IMAGES: "the images of the report",
@@ -97,9 +98,18 @@ def write_further_scores(folder: Path, card: Scorecard, seeds: int) -> Path:
     Returns:
         The file, ``scores-<split>-<seeds>.2.json`` and so on when there was one already.
     """
-    path = _first_free(folder, f"scores-{card.split}-{seeds}")
+    return write_beside(folder, f"scores-{card.split}-{seeds}", scores_text(card))
+
+
+def write_beside(folder: Path, stem: str, text: str) -> Path:
+    """Write a file into a finished run under a name that is free: ``STEM.json``, ``STEM.2.json`` and so on.
+
+    Returns:
+        The file.
+    """
+    path = _first_free(folder, stem)
     try:
-        _write(path, scores_text(card))
+        _write(path, text)
     except RecordError:
         path.unlink(missing_ok=True)  # only the name was taken
         raise

@@ -8,6 +8,7 @@ import attrs
 
 from vu_core.blame import asked
 from vu_core.config import Choice
+from vu_core.contracts import Model
 from vu_core.edit import Edit, LowRank, Part, Replace, Sparse
 from vu_core.errors import EditError, UnlearnError, did_you_mean
 from vu_core.report import short_name
@@ -26,7 +27,8 @@ def unlearn(bench: Bench) -> Edit:
 
     Returns:
         The edit with ``base`` and ``method`` filled in, and ``changed_tensors``, ``changed_numbers`` (counts) and
-        ``base_model`` (such as ``diffusers=owner/name``) among its facts.
+        ``base_model`` (such as ``diffusers=owner/name``) among its facts; where there is a denoiser, also its name
+        and its size, as ``denoiser`` and ``denoiser_parameters``.
 
     Raises:
         UnlearnError: the method left traces in the model or the process (``VU-U050``), or returned no edit
@@ -51,13 +53,23 @@ def unlearn(bench: Bench) -> Edit:
             where=name,
         )
     check_edit(edit, bench.model.network, name)
-    facts = {**edit.facts, **_counts(edit), "base_model": _base_model(bench.plan.config.model)}
+    told = {**_counts(edit), **_denoiser(bench.model), "base_model": _base_model(bench.plan.config.model)}
+    facts = {**edit.facts, **told}
     return attrs.evolve(edit, base=bench.model.facts.base_hash, method=name, facts=facts)
 
 
 def _base_model(model: Choice) -> str:
     """Return plugin and hub id, or the last part of a path: where a model lies is not part of what it is."""
     return f"{model.name}={short_name(f'{model.name}={model.ref}')}" if model.ref else model.name
+
+
+def _denoiser(model: Model) -> dict[str, Any]:
+    """Return name and size of the part that predicts, so that shares of it can be told without the model."""
+    name = getattr(model, "denoiser", None)
+    if name is None:
+        return {}
+    inside = (parameter for at, parameter in model.network.named_parameters() if at.startswith(f"{name}."))
+    return {"denoiser": name, "denoiser_parameters": sum(parameter.numel() for parameter in inside)}
 
 
 def check_edit(edit: Edit, network: nn.Module, who: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vu_core.adapters import apply_edit, load_edit, save_edit
+from vu_core.adapters import apply_edit, check_fits, load_edit, save_edit
+from vu_core.contracts.exporter import Check
 from vu_core.contracts.model import Denoiser, Model, TextToImage
 from vu_core.contracts.parameters import Theta
 from vu_core.data import Batch, Evaluation, ForgetRetain, digest
@@ -21,6 +22,7 @@ from vu_core.run import Run
 from vu_core.score import Score, Status
 from vu_core.setting import setting
 from vu_core.source import Source
+from vu_core.testing.toy_denoiser import CHANNELS, SIZE
 from vu_core.testing.toys import TOY_SOURCE
 from vu_core.training import Training, fit
 
@@ -252,17 +254,38 @@ class ToyExporter:
         self.config = config
 
     def export(self, edit: Edit, model: Model, folder: Path, run: Run) -> tuple[Path, ...]:
-        """Write ``NAME.safetensors``. Raises: EditError when there is nothing to write."""
+        """Write ``NAME.safetensors``. Raises: EditError when there is nothing to write, or for another model."""
         if not edit.parts:
             raise EditError("VU-E110", "The edit is empty.", "Unlearn something first.", where="export")
+        for name, part in edit:
+            check_fits(model.network, name, part)
         file = folder / f"{self.config.name}.safetensors"
         save_edit(edit, file)
         return (file,)
 
-    def verify(self, files: tuple[Path, ...], edit: Edit, model: Model, run: Run) -> float:
-        """Return the largest relative difference between the weights under the file and under the edit."""
+    def verify(self, files: tuple[Path, ...], edit: Edit, model: Model, run: Run) -> tuple[Check, ...]:
+        """Compare what a `ToyPainter` predicts and paints with the file and with the edit."""
         with apply_edit(model.network, load_edit(files[0])):
-            exported = {name: tensor.clone() for name, tensor in model.network.named_parameters()}
+            prediction, image = _answers(cast(Any, model))
         with apply_edit(model.network, edit):
-            wanted = {name: tensor.clone() for name, tensor in model.network.named_parameters()}
-        return max(float((exported[n] - t).abs().max() / (1 + t.abs().max())) for n, t in wanted.items())
+            wanted, painted = _answers(cast(Any, model))
+        error = float((prediction - wanted).abs().max() / (1 + wanted.abs().max()))
+        return Check("denoiser", error, 1e-4), Check("image", float((image - painted).abs().mean()), 1e-3)
+
+    def usage(self, files: tuple[Path, ...], base: str) -> str:
+        """Return the lines that apply the file to a module."""
+        return (
+            "from pathlib import Path\n\n"
+            "from vu_core.adapters import apply_edit, load_edit\n\n"
+            f"with apply_edit(network, load_edit(Path({files[0].name!r}))):  # the network of {base!r}\n"
+            "    ...\n"
+        )
+
+
+@torch.no_grad()
+def _answers(model: Any) -> tuple[Tensor, Tensor]:
+    """Return predictions for two captions, ``(2, 2, 4, 4)``, and one image in [0, 1], ``(8, 8, 3)``."""
+    noisy = torch.randn(2, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    prediction = model.predict(noisy, torch.tensor([20, 80]), model.embed(["", "a red dot"]))
+    image = model.generate(["a red dot"], [0], steps=2, guidance=1.0)[0]
+    return prediction, torch.from_numpy(image).float() / 255

@@ -10,9 +10,13 @@ import pytest
 
 from vu_core import Edit
 from vu_core.testing import ExporterTests, ModelTests
+from vu_diffusers.delta_file import Delta
+from vu_diffusers.kohya_file import Kohya
 from vu_diffusers.lora_file import DiffusersLora
+from vu_diffusers.merged import Merged
 from vu_diffusers.model import Diffusers
 from vu_diffusers.native import Native
+from vu_diffusers.peft_folder import Peft
 from vu_diffusers.tiny import tiny_model
 
 
@@ -28,19 +32,44 @@ class TestDiffusersModel(ModelTests):
         return str(self.folder)
 
 
-class TestDiffusersLora(ExporterTests):
-    plugin = DiffusersLora
+class PipelineTests(ExporterTests):
+    """Exporters on a pipeline of a third of a million parameters."""
 
     def make_model(self) -> Any:
         return tiny_model()
 
+
+class LoraTests(PipelineTests):
+    """The edit of the kit changes the autoencoder, too, which no LoRA file holds."""
+
     def make_edit(self, model: Any) -> Edit:
-        edit = super().make_edit(model)  # it changes the autoencoder, too, which no LoRA file holds
+        edit = super().make_edit(model)
         return attrs.evolve(edit, parts={name: part for name, part in edit if name.startswith("unet.")})
 
 
-class TestNative(ExporterTests):
+class TestNative(PipelineTests):
     plugin = Native
 
     def make_model(self) -> Any:
         return tiny_model(prediction="v_prediction")
+
+
+class TestDelta(PipelineTests):
+    plugin = Delta
+
+
+class TestMerged(PipelineTests):
+    plugin = Merged
+    other_values = {"precision": "fp16"}
+
+
+class TestDiffusersLora(LoraTests):
+    plugin = DiffusersLora
+
+
+class TestPeft(LoraTests):
+    plugin = Peft
+
+
+class TestKohya(LoraTests):
+    plugin = Kohya

@@ -65,7 +65,7 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vu-toy-run\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[vu.plugins]\ntoy-run = vu_toy_run.plugin\n")
     # Only the toys: what else is installed here would only cost time.
-    others = "vu-canvas,vu-diffusers,vu-fade,vu-folders,vu-metrics,vu-attribution"
+    others = "vu-canvas,vu-diffusers,vu-fade,vu-folders,vu-metrics,vu-attribution,vu-elastic-lora"
 
     def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         paths = [str(tmp_path / "site"), str(TOYS)]

@@ -4,15 +4,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vu_core import PluginError, UnlearnError
 from vu_core.config import Override, RawConfig
-from vu_core.pipeline import dry_run, execute, generate, measure_run, resume
+from vu_core.pipeline import dry_run, execute, measure_run, resume
 from vu_core.plugins import Plugins, discover
 from vu_core.run_folder import read_events
+from vu_core.workbench import opened
 
 Raw = Callable[..., RawConfig]
 ENTRY_POINTS = [
@@ -30,6 +32,13 @@ ENTRY_POINTS = [
     ("Gap", "doubts", "metric 'toy-gap'"),
 ]
 FAILURES = [KeyError("boom"), SystemExit(0), SystemExit("bye"), BaseException("odd")]
+
+
+def generate(folder: Path, prompt: str, seed: int, *, plugins: Plugins) -> tuple[Any, Any]:
+    """Return the image before and after the edit of a run."""
+    host: Any = SimpleNamespace(plugins=plugins)
+    with opened(folder, host, lambda _: None) as bench:
+        return bench.generate(prompt, seed, None), bench.generate(prompt, seed, bench.edit)
 
 
 @pytest.fixture
@@ -197,8 +206,6 @@ def test_a_plugin_that_fails_when_a_finished_run_is_asked_again(
 
 
 def test_a_listener_that_exits_ends_no_run(plugins: Plugins, raw: Raw, toys: Any) -> None:
-    from types import SimpleNamespace
-
     import vu_toy_run.plugin as plugin
 
     from vu_core import hookimpl

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -23,14 +24,22 @@ from vu_core import (
 )
 from vu_core.adapters import load_edit
 from vu_core.config import MeasureSettings, Override, RawConfig, RunSettings
-from vu_core.pipeline import dry_run, execute, generate, measure_run, read_record
+from vu_core.pipeline import dry_run, execute, measure_run, read_record
 from vu_core.plugins import Plugins
 from vu_core.stages.guard import checksum
 from vu_core.stages.load import base_method, check_device
 from vu_core.stages.read import read
 from vu_core.stages.record import write_further_scores
+from vu_core.workbench import opened
 
 Raw = Callable[..., RawConfig]
+
+
+def generate(folder: Path, prompt: str, seed: int, *, plugins: Plugins) -> tuple[Any, Any]:
+    """Return the image before and after the edit of a run."""
+    host: Any = SimpleNamespace(plugins=plugins)
+    with opened(folder, host, lambda _: None) as bench:
+        return bench.generate(prompt, seed, None), bench.generate(prompt, seed, bench.edit)
 
 
 def test_a_run_writes_everything_that_its_folder_promises(plugins: Plugins, raw: Raw, place: Path) -> None:

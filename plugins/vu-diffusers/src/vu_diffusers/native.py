@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import attrs
+import torch
 
-from vu_core import Edit, EditError, Model, Run, Source
-from vu_core.adapters import apply_edit, edit_digest, load_edit, save_edit
-from vu_diffusers.probe import outputs, relative_error
-from vu_diffusers.stable_diffusion import StableDiffusion
+from vu_core import Check, Edit, Model, Run, Source
+from vu_core.adapters import apply_edit, check_fits, edit_digest, load_edit, save_edit
+from vu_diffusers.export_files import check_there, write_all
+from vu_diffusers.lora_layers import require_content
+from vu_diffusers.probe import answers, comparison, wanted_of
 
 FILE = "edit.safetensors"
 
@@ -34,31 +36,41 @@ class Native:
         self.config = config
 
     def export(self, edit: Edit, model: Model, folder: Path, run: Run) -> tuple[Path, ...]:
-        """Write ``edit.safetensors`` into ``folder``. Raises: EditError VU-E070 when the edit is empty."""
-        if not edit.parts:
-            raise EditError("VU-E070", "The edit is empty: there is nothing to write.", "Export another edit.")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE
-        save_edit(edit, path)
-        return (path,)
-
-    def verify(self, files: tuple[Path, ...], edit: Edit, model: Model, run: Run) -> float:
-        """Read the file again; returns the error of the denoiser's outputs, which is 0.
+        """Write ``edit.safetensors`` into ``folder``.
 
         Raises:
-            EditError: VU-E071 when anything in the file differs from the edit.
+            EditError: VU-E070 when the edit is empty, VU-E054 when the model is another.
         """
+        require_content(edit)
+        for name, part in edit:
+            check_fits(model.network, name, part)
+        return write_all(folder, lambda place: save_edit(edit, place / FILE))
+
+    def verify(self, files: tuple[Path, ...], edit: Edit, model: Model, run: Run) -> tuple[Check, ...]:
+        """Read the file again and compare everything in it, and what the model computes.
+
+        Returns:
+            Outputs and image, which differ by nothing, and ``edit``: 0 when the file holds the very edit, else 1.
+
+        Raises:
+            EditError: VU-E071 for a missing file, VU-E031 to VU-E034 for one that is damaged.
+        """
+        check_there("vu", files)
         again = load_edit(files[0])
-        if edit_digest(again) != edit_digest(edit):
-            raise EditError(
-                "VU-E071",
-                "The file read again differs from the edit.",
-                "Do not use the file; check the disk.",
-                where=str(files[0]),
-            )
-        if not isinstance(model, StableDiffusion):
-            return 0.0
-        with apply_edit(model.network, edit):
-            wanted = outputs(model)
         with apply_edit(model.network, again):
-            return relative_error(outputs(model), wanted)
+            found = answers(model)
+        checks = comparison(found, wanted_of(model, edit), torch.float32)
+        return (*checks, Check("edit", float(edit_digest(again) != edit_digest(edit)), 0.0))
+
+    def usage(self, files: tuple[Path, ...], base: str) -> str:
+        """Return the lines that let a pipeline of diffusers compute with the edit."""
+        return (
+            "from pathlib import Path\n\n"
+            "import torch\n"
+            "from diffusers import StableDiffusionPipeline\n"
+            "from vu_core.adapters import apply_edit, load_edit\n\n"
+            f"pipe = StableDiffusionPipeline.from_pretrained({base!r})\n"
+            "network = torch.nn.ModuleDict({name: getattr(pipe, name) for name in ('unet', 'text_encoder', 'vae')})\n"
+            f"with apply_edit(network, load_edit(Path({FILE!r}))):\n"
+            "    image = pipe('a prompt').images[0]\n"
+        )

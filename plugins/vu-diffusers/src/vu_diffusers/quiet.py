@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
     own.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+            warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers")
             yield
     finally:
         log.set_verbosity(level)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vu_core import Batch, ConfigError, Denoiser, Edit, ForgetRetain, Model, Run, Source, Theta, setting
-from vu_core.training import Training, fit, is_finished
+from vu_core import Batch, Denoiser, Edit, ForgetRetain, Model, Run, Source, Theta, setting
+from vu_core.training import fit, is_finished
+from vu_fade.noising import Noised, NoisingConfig, Timesteps, TimestepSampler, timestep_range, uniform_timesteps
 from vu_fade.settled import settled
 from vu_fade.teacher_bank import ANSWER, TeacherBank
 
@@ -24,15 +25,9 @@ FADE_WEIGHTING = {"name": "simple", "forget_weight": 0.3, "retain_weight": 1.0}
 
 
 @attrs.frozen
-class FadeConfig:
+class FadeConfig(NoisingConfig):
     """Settings of `Fade`."""
 
-    training: Training = setting(Training(epochs=1), help="settings of the training loop")
-    noise_offset: float = setting(0.0, help="adds noise_offset * N(0, 1) per image and channel to the noise", ge=0)
-    timestep_low: int = setting(0, help="lowest timestep that is drawn", ge=0)
-    timestep_high: int | None = setting(
-        None, help="one more than the highest timestep that is drawn; all timesteps of the model when absent", ge=1
-    )
     teacher_bank: int = setting(
         0,
         help="answers of the teacher per side, computed once and reused; 0 = fresh ones at each step, as in the paper",
@@ -46,12 +41,6 @@ class FadeConfig:
         help="cycle: every retain example once per pass; with_replacement: drawn anew at each step, as released",
         choices=("cycle", "with_replacement"),
     )
-
-    def __attrs_post_init__(self) -> None:
-        if self.timestep_high is not None and self.timestep_low >= self.timestep_high:
-            raise ValueError(
-                f"timestep_low must be < timestep_high, but they are {self.timestep_low} and {self.timestep_high}"
-            )
 
 
 class Fade:
@@ -102,42 +91,6 @@ class Fade:
             UnlearnError: when a loss or a gradient is not finite.
         """
         return distil(model, data, run, run.parameterise(model), self.config)
-
-
-def timestep_range(model: Model, config: FadeConfig) -> tuple[int, int]:
-    """Return the bounds of the timesteps that are drawn, ``low .. high - 1``.
-
-    Raises:
-        ConfigError: ``VU-C090`` when the range of timesteps is empty or leaves the model's.
-    """
-    timesteps = cast(Denoiser, model).timesteps
-    low, high = config.timestep_low, timesteps if config.timestep_high is None else config.timestep_high
-    if not low < high <= timesteps:
-        raise ConfigError(
-            "VU-C090",
-            f"No timestep can be drawn from {low} to {high - 1}: the model has 0 to {timesteps - 1}.",
-            f"Choose timestep_low < timestep_high <= {timesteps}, or leave both out for the full range.",
-            where="unlearner.timestep_low, unlearner.timestep_high",
-        )
-    return low, high
-
-
-class TimestepSampler(Protocol):
-    """Draws timesteps: what a method of another plugin hands to `distil` to train on those that matter more."""
-
-    def __call__(self, n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-        """Return ``(n,)`` int64 from ``low .. high - 1``, with no other randomness than that of the generator."""
-        ...
-
-
-def uniform_timesteps(n: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-    """Draw every timestep with equal probability, as the paper does.
-
-    Example:
-        >>> uniform_timesteps(2, 5, 6, torch.Generator())
-        tensor([5, 5])
-    """
-    return torch.randint(low, high, (n,), generator=generator)
 
 
 def distil(
@@ -198,15 +151,13 @@ class Distillation:
 
     Args:
         model: the denoiser; theta: its trainable change; config: settings.
-        low, high: timesteps are drawn from ``low .. high - 1``; timestep_sampler: how.
+        timesteps: which are drawn.
     """
 
     model: Denoiser
     theta: Theta
     config: FadeConfig
-    low: int
-    high: int
-    timestep_sampler: TimestepSampler = uniform_timesteps
+    timesteps: Timesteps
 
     @classmethod
     def of(
@@ -217,7 +168,8 @@ class Distillation:
         timestep_sampler: TimestepSampler = uniform_timesteps,
     ) -> Distillation:
         """Make the losses for a model."""
-        return cls(cast(Denoiser, model), theta, config, *timestep_range(model, config), timestep_sampler)
+        timesteps = Timesteps(*timestep_range(model, config), timestep_sampler)
+        return cls(cast(Denoiser, model), theta, config, timesteps)
 
     def __call__(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Return ``forget``: L_f and ``retain``: L_r, those that were asked for, as float32 scalars."""
@@ -239,22 +191,8 @@ class Distillation:
             batch = attrs.evolve(batch, rows=_drawn_anew(batch))
         if ANSWER in batch:
             return Question(batch["noisy"], batch["timestep"], batch.captions, batch.overwrites, answer=batch[ANSWER])
-        z = self.model.latents(batch)  # (B, C, h, w)
-        n = batch.normal("noise", z.shape[1:])  # (B, C, h, w)
-        if self.config.noise_offset:
-            n = n + self.config.noise_offset * batch.normal("noise-offset", (z.shape[1], 1, 1))
-        t = self._timesteps(batch)  # (B,)
-        return Question(self.model.add_noise(z, n.to(z.dtype), t), t, batch.captions, batch.overwrites)
-
-    def _timesteps(self, batch: Batch) -> Tensor:
-        drawn = [self.timestep_sampler(1, self.low, self.high, g) for g in batch.generators("timestep")]
-        t = torch.cat(drawn)  # (B,)
-        if t.shape != (len(batch),) or t.dtype != torch.int64 or not bool(((t >= self.low) & (t < self.high)).all()):
-            raise ValueError(
-                f"a timestep_sampler must return n int64 numbers from {self.low} to {self.high - 1}, "
-                f"but returned {t.tolist()} ({t.dtype}) for {len(batch)} examples"
-            )
-        return t.to(batch.device)
+        drawn = Noised.of(self.model, batch, self.timesteps, self.config.noise_offset)
+        return Question(drawn.noisy, drawn.timesteps, batch.captions, batch.overwrites)
 
     def teach(self, questions: Mapping[str, Question]) -> dict[str, Tensor]:
         """Return the answers of the untouched model per side, without gradient: one pass, or none with a bank."""

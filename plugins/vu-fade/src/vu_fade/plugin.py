@@ -9,7 +9,7 @@ AXES = ("parameters", "weighting", "regularizer")
 
 @hookimpl
 def vu_register_unlearners(register: Register) -> None:
-    """Name the variants of FADE."""
+    """Name the variants of FADE, and negation."""
     register(
         "fade",
         "vu_fade.fade:Fade",
@@ -34,4 +34,12 @@ def vu_register_unlearners(register: Register) -> None:
         aliases=("fade-sparse", "spare-sparse", "spare-sparse-weight"),
         needs=("denoise",),
         axes=(*AXES, "attribution"),
+    )
+    register(
+        "lora-negation",
+        "vu_fade.lora_negation:LoraNegation",
+        summary="learn the concept once more, then subtract what was learned; looks at the forget examples alone",
+        aliases=("direct",),
+        needs=("denoise",),
+        axes=("parameters", "regularizer"),
     )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vu_core import Edit, ForgetRetain, Model, Run, Source, setting
 from vu_core.ops import kept
-from vu_fade.fade import FADE_SOURCE, FADE_WEIGHTING, FadeConfig, distil, timestep_range
+from vu_fade.fade import FADE_SOURCE, FADE_WEIGHTING, FadeConfig, distil
+from vu_fade.noising import timestep_range
 
 
 @attrs.frozen

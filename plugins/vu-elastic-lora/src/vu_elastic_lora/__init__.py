@@ -1,0 +1,1 @@
+"""Elastic LoRA: one training, adapters of many ranks."""

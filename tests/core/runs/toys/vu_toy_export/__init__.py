@@ -1,0 +1,1 @@
+"""Toy exporters: one that is right, and one for every way to be wrong."""
