@@ -123,6 +123,8 @@ def tables_of(found: Interference) -> tuple[Table, Table]:
 
 def _worst(found: Interference, names: list[str]) -> str:
     harm = found.harm
+    if not found.scores:
+        return "No score that was measured can be better or worse."
     if harm is None:
         return "Beside the others, no edit costs any score anything."
     unit = "points" if harm.score.unit == "fraction" else harm.score.unit

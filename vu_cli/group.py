@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vu_cli import session
-from vu_cli.options import json_option
+from vu_cli.options import json_option, quiet_option
 from vu_cli.session import Failed, Page, Returned
 from vu_cli.silence import silenced
 from vu_core import ConfigError, Plan, PluginError, RunRecord, Scorecard, Table, did_you_mean
@@ -142,8 +142,11 @@ def _plugin_command(entry: Entry) -> click.Command:
             f"Update or reinstall {entry.distribution}.",
             where=_origin(entry),
         )
-    if all("--json" not in parameter.opts for parameter in command.params):
+    taken = {name for parameter in command.params for name in parameter.opts}
+    if "--json" not in taken:
         command.params.append(json_option())
+    if "--quiet" not in taken:
+        command.params.append(quiet_option(short="-q" not in taken))
     return command
 
 

@@ -32,16 +32,22 @@ def json_option() -> click.Option:
     )
 
 
+def quiet_option(*, short: bool = True) -> click.Option:
+    """Return the option ``--quiet``; ``-q`` for short, unless a command of a plugin uses that for something else."""
+    return click.Option(
+        ["--quiet", *(["-q"] if short else [])],
+        is_flag=True,
+        expose_value=False,
+        callback=_keep("quiet"),
+        help="Show results and errors only.",
+    )
+
+
 def shared(*, quiet: bool = False) -> Callable[[CommandT], CommandT]:
     """Give a command ``--json``, and ``--quiet`` if it takes long."""
 
     def add(command: CommandT) -> CommandT:
-        quiet_help = "Show results and errors only."
-        if quiet:
-            command = click.option(
-                "--quiet", "-q", is_flag=True, expose_value=False, callback=_keep("quiet"), help=quiet_help
-            )(command)
-        _params(command).append(json_option())
+        _params(command).extend([json_option(), *([quiet_option()] if quiet else [])])
         return command
 
     return add

@@ -42,7 +42,7 @@ def revoke(context: click.Context, run: Path, concept: str, out: str | None) -> 
         record = workbench.compose(
             run, rest.components, session, heard, weights=rest.weights, strategy=rest.strategy, out=out
         )
-        with workbench.opened(run, session, heard) as bench, stage(bench.emit, f"measure as {run.name}"):
+        with workbench.opened(run, session, heard) as bench, stage(bench.emit, "measure as before"):
             card = bench.measure(load_edit(record.folder / EDIT))
     return [session.untold(record), _evidence(concept, run, bench.record.scorecard, card)]
 
@@ -68,7 +68,7 @@ def _evidence(concept: str, run: Path, with_it: Scorecard | None, without: Score
         told = {"name": score.name, "unit": score.unit, "direction": score.direction, "own": score in own}
         facts.append({**told, "untouched": score.before, "with": was, "without": score.after})
     table = Table(
-        f"{concept}, asked about as in {run.name} ({without.split})",
+        f"{concept}, asked about as in {run.resolve().name} ({without.split})",
         ("score", "unit", "untouched", f"with {concept}", "without"),
         tuple(rows),
         tuple(_distance(score) for score in own if score.change is not None),

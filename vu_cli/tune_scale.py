@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from vu_core import RunRecord, Scorecard
 from vu_core.contracts import Host
 from vu_core.event import Event
 from vu_core.tuning import Bound, check_bounds, tune
+
+if TYPE_CHECKING:
+    from vu_core.components import Mixture
 
 EPILOG = """\b
 Examples:
@@ -84,21 +87,24 @@ def tune_scale(
     range is halved, which assumes that a larger scale forgets more and keeps less. What was measured is written into
     RUN. Exit status 6 when no scale does what is asked.
     """
-    from vu_core import pipeline
+    from vu_core import components, pipeline, run_folder
 
     if not flags["low"] < flags["high"]:
         raise click.BadParameter(f"it must be above --low, which is {flags['low']:g}.", context, param_hint="'--high'")
     session = sessions.of(context)
     recorded = pipeline.read_record(run).scorecard
-    if recorded is not None:  # a wrong name is told before anything is loaded
+    if recorded is not None:  # a wrong name is told before anything is loaded, and so is a folder that is taken
         check_bounds(recorded, targets, keeps)
+    if flags["out"] is not None:
+        run_folder.check_vacant(Path(flags["out"]))
     with session.watching() as heard:
+        mixture = components.taken_apart(run, session.plugins)[0] if flags["out"] is not None else None
         tuned = _tuned(run, targets, keeps, session, heard, flags)
         evidence = tuned.evidence(tuned.write())
         session.objection = tuned.objection()
-        if flags["out"] is None or session.objection is not None:
+        if mixture is None or session.objection is not None:
             return [evidence]
-        record = _run_of(run, tuned.scale, flags["out"], session, heard)
+        record = _run_of(run, mixture.times(tuned.scale), flags["out"], session, heard)
     return [evidence, session.untold(record)]
 
 
@@ -132,10 +138,8 @@ def _tuned(
     return Tuned(run, found, cards[0], seeds)
 
 
-def _run_of(run: Path, scale: float, out: str, host: Host, on_event: OnEvent) -> RunRecord:
+def _run_of(run: Path, mixture: Mixture, out: str, host: Host, on_event: OnEvent) -> RunRecord:
     """Make a run of the scaled edit; of a composition, all of its edits are scaled, so that it stays one."""
-    from vu_core.components import taken_apart
     from vu_core.workbench import compose
 
-    mixture = taken_apart(run, host.plugins)[0].times(scale)
     return compose(run, mixture.components, host, on_event, weights=mixture.weights, strategy=mixture.strategy, out=out)

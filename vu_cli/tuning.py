@@ -62,7 +62,7 @@ class Tuned:
         )
         rows = tuple(self._row(trial) for trial in sorted(found.trials, key=lambda trial: trial.scale))
         seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
-        title = f"Scales of the edit of {self.run.name} ({self.card.split}, {seeds})"
+        title = f"Scales of the edit of {self.run.resolve().name} ({self.card.split}, {seeds})"
         table = Table(title, columns, rows, (*self._notes(), f"Written to {file}."))
         return Evidence((table,), {**self._facts(), "file": str(file)})
 

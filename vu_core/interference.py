@@ -16,6 +16,9 @@ from vu_core.score import Direction, Score, Scorecard
 FORMAT = 1
 """``format`` of ``interference.json``."""
 
+_ROUNDING = 1e-9
+"""A difference that is no larger may come from the order of additions alone."""
+
 Values = Mapping[str, float]
 """Per score its value after an edit, as stored: a share lies in [0, 1]."""
 
@@ -124,7 +127,7 @@ class Interference:
             for score in self.scores:
                 effect = self.effect(edit, score.name) or 0.0
                 losses.append(Harm(edit, score, -effect if score.direction == "up" else effect))
-        return max((harm for harm in losses if harm.loss > 0), key=lambda harm: harm.loss, default=None)
+        return max((harm for harm in losses if harm.loss > _ROUNDING), key=lambda harm: harm.loss, default=None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of ``interference.json``."""

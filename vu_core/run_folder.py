@@ -71,13 +71,7 @@ def reserve(out: str | None, run_id: str) -> tuple[Path, bool]:
     """
     if out is not None:
         folder = Path(out)
-        with writing(folder):  # the system may refuse the name itself, such as one that is too long
-            there = os.path.lexists(folder) or folder.exists()
-        state = state_of(folder)
-        if state not in ("absent", "empty"):
-            raise _occupied(folder, state)
-        if state == "absent" and there:
-            raise _leads_nowhere(folder)
+        there = check_vacant(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder, there
@@ -92,6 +86,23 @@ def reserve(out: str | None, run_id: str) -> tuple[Path, bool]:
                 count += 1
                 continue
         return folder, False
+
+
+def check_vacant(folder: Path) -> bool:
+    """Object to a folder in which no run can begin; return whether it is there already, empty.
+
+    Raises:
+        RecordError: it holds anything at all or is a link to nothing (``VU-R050``), or the system refuses its name
+            (``VU-R055``).
+    """
+    with writing(folder):  # the system may refuse the name itself, such as one that is too long
+        there = os.path.lexists(folder) or folder.exists()
+    state = state_of(folder)
+    if state not in ("absent", "empty"):
+        raise _occupied(folder, state)
+    if state == "absent" and there:
+        raise _leads_nowhere(folder)
+    return there
 
 
 def _occupied(folder: Path, state: State) -> RecordError:

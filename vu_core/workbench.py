@@ -235,7 +235,7 @@ def _planned(
     try:
         return pipeline.dry_run(_like(like, components, settings, unlearner), plugins=host.plugins)
     except DataError as error:
-        if error.where != _OVERWRITE:
+        if not error.where.startswith("data.overwrite"):
             raise
         # What took the place of one concept may be what another edit forgets.
         bare = [attrs.evolve(component, overwrite=()) for component in components]
@@ -245,10 +245,6 @@ def _planned(
             "trained with."
         )
         return attrs.evolve(plan, notes=(note, *plan.notes))
-
-
-_OVERWRITE = "--overwrite"
-"""Origin of ``data.overwrite`` in a configuration that `_like` returns."""
 
 
 def _concepts(components: Sequence[Component]) -> str:
@@ -318,7 +314,7 @@ def _like(
     overrides = [Override(key, value, "--set") for key, value in settings.items()]
     overrides.append(Override("data.forget", tuple(forget), "--forget"))
     # Where one of them has none, the data says again what takes the places; those of the other run are not theirs.
-    overrides.append(Override("data.overwrite", overwrite if all(overwrite) else (), _OVERWRITE))
+    overrides.append(Override("data.overwrite", overwrite if all(overwrite) else (), "--overwrite"))
     raw = read(folder / run_folder.RUN, overrides)
     gone = ("unlearner", "weighting", "regularizer")
     values = {key: value for key, value in raw.values.items() if key not in gone}

@@ -73,6 +73,9 @@ def test_each_edit_is_measured_alone_and_left_out_once(vu, slots, erased):
         Shown.asked.clear()
         assert vu("compose", *words, plugins=slots).status == 0
         assert len(Shown.asked) == times
+    told = vu("compose", *runs, plugins=slots).err
+    assert told.count("comes from the cache") == 1  # and not once per edit
+    assert told.count("measure all but slot:1: done in") == 1
     assert "interference.json" not in vu("compose", *runs, "--no-interference", plugins=slots).out
 
 

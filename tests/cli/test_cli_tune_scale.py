@@ -154,6 +154,13 @@ def test_wrong_usage_is_told_before_anything_is_loaded(vu, slots, erased, monkey
     assert not list(run.glob("tuned-scale*"))
 
 
+def test_a_folder_that_is_taken_is_told_before_anything_is_measured(vu, slots, erased):
+    run, other = erased("0"), erased("1")
+    done = tune(vu, slots, run, "--target", "ua=0.6", "--out", other)
+    assert (done.status, "VU-R050" in done.err) == (7, True)
+    assert "measure at scale" not in done.err
+
+
 def test_a_folder_without_a_run(vu, slots):
     done = tune(vu, slots, "nowhere", "--target", "ua=0.9")
     assert (done.status, "VU-R052" in done.err) == (7, True)

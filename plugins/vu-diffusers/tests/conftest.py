@@ -38,18 +38,18 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def model(request: pytest.FixtureRequest) -> StableDiffusion:
+def loaded(request: pytest.FixtureRequest) -> StableDiffusion:
     return tiny_model(prediction=request.param)
 
 
 @pytest.fixture
-def comes_back(model: StableDiffusion) -> Iterator[None]:
-    """The model is the very one of before, bit for bit, after a test."""
-    before = Snapshot.of(model.network)
-    attributes = {name: set(vars(module)) for name, module in model.network.named_modules()}
-    yield
-    assert not before.differences(model.network)
-    assert attributes == {name: set(vars(module)) for name, module in model.network.named_modules()}
+def model(loaded: StableDiffusion) -> Iterator[StableDiffusion]:
+    """A model that has to be the very one of before, bit for bit, after the test."""
+    before = Snapshot.of(loaded.network)
+    attributes = {name: set(vars(module)) for name, module in loaded.network.named_modules()}
+    yield loaded
+    assert not before.differences(loaded.network)
+    assert attributes == {name: set(vars(module)) for name, module in loaded.network.named_modules()}
 
 
 class MakeEdit(Protocol):

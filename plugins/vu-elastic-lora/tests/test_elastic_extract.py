@@ -161,6 +161,8 @@ BAD = {
     "near miss": (["--rank", "minmal"], 2, "Did you mean 'minimal'"),
     "no such file": (["--rank", "ranks.json"], 2, "VU-C092"),
     "a folder": (["--rank", "."], 2, "VU-C092"),
+    "a name that is too long": (["--rank", "x" * 5000], 2, "VU-C092"),
+    "the default of a limit": (["--rank", "minimal", "--trials", "24"], 2, "VU-C091"),
     "no time": (["--search", "--time", "0m"], 2, "no time above zero"),
     "no word for a time": (["--search", "--time", "soon"], 2, "no time above zero"),
     "no trials": (["--search", "--trials", "0"], 2, "VU-C120"),

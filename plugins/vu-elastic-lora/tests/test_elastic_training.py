@@ -275,9 +275,9 @@ def test_every_field_changes_the_numbers(trained, change):
     assert not equal(trained(attrs.evolve(ElasticLoraConfig(SPACE), **change)).edit, usual)
 
 
-def test_alpha_is_the_largest_rank_when_absent(trained):
-    assert {part.alpha for _, part in trained(ElasticLoraConfig(SPACE)).edit} == {8.0}
-    assert equal(trained(ElasticLoraConfig(SPACE)).edit, trained(ElasticLoraConfig(SPACE, alpha=8.0)).edit)
+def test_alpha_is_twice_the_largest_rank_when_absent(trained):
+    assert {part.alpha for _, part in trained(ElasticLoraConfig(SPACE)).edit} == {16.0}
+    assert equal(trained(ElasticLoraConfig(SPACE)).edit, trained(ElasticLoraConfig(SPACE, alpha=16.0)).edit)
 
 
 def test_a_resumed_run_draws_and_ends_as_an_uninterrupted_one(trained, make_run, tmp_path):

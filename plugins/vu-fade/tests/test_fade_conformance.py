@@ -1,10 +1,11 @@
-"""The conformance kit of the core on the variants of FADE."""
+"""The conformance kit of the core on the variants of FADE and on negation."""
 
 from __future__ import annotations
 
 from vu_core.testing import UnlearnerTests
 from vu_core.training import Training
 from vu_fade.fade import Fade
+from vu_fade.lora_negation import LoraNegation
 from vu_fade.plugin import AXES
 from vu_fade.sparse_module import FadeSparseModule
 from vu_fade.sparse_weight import FadeSparseWeight
@@ -40,3 +41,9 @@ class TestFadeSparseWeight(UnlearnerTests):
     settings = QUICK
     axes = (*AXES, "attribution")
     tested_elsewhere = (*ROUNDING, "ties")  # no two scores are equal here; see test_fade_training.py
+
+
+class TestLoraNegation(UnlearnerTests):
+    plugin = LoraNegation
+    settings = QUICK
+    axes = ("parameters", "regularizer")

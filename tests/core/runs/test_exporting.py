@@ -237,10 +237,19 @@ def test_the_refit_is_told_with_its_errors(to, right, run, room):
     assert "They are scores of the edit as it was trained, not of these files." in card
 
 
-def test_a_refit_to_the_rank_of_the_edit_is_exact(to):
-    made = to(refit_rank=2)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_refit_to_the_rank_of_the_edit_is_exact(to, scale):
+    made = to(refit_rank=2, scale=scale)
     assert made.facts["refit_error"] < 1e-6
     assert made.facts["refit_denoiser_error"] < 1e-4
+
+
+def test_a_refit_that_loses_everything_is_off_by_the_whole_effect(to, monkeypatch):
+    def lost(edit, rank):
+        return attrs.evolve(edit, parts={name: attrs.evolve(part, A=0 * part.A) for name, part in edit}), 1.0
+
+    monkeypatch.setattr("vu_core.adapters.refit", lost)
+    assert to(refit_rank=1).facts["refit_denoiser_error"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

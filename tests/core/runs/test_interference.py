@@ -62,6 +62,11 @@ def test_edits_that_harm_nothing_are_told_apart() -> None:
     assert of(card(a=0.9, b=0.9, ira=0.9), alone, alone[::-1]).harm is None
 
 
+def test_the_order_of_additions_harms_nothing() -> None:
+    alone = [card(ira=0.1 + 0.2), card(ira=0.1 + 0.2)]
+    assert of(card(ira=0.3), alone, alone).harm is None
+
+
 def test_a_score_that_one_measurement_lacks_has_no_effect() -> None:
     alone = [card(a=0.9), card(b=0.9)]
     found = of(card(a=0.9, b=0.9), alone, alone[::-1])

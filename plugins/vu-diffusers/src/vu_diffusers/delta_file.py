@@ -95,8 +95,8 @@ class Delta:
                 errors.append(float((new[name].double() - wanted.double()).abs().max()) if wanted.numel() else 0.0)
         with apply_edit(model.network, Edit({name: Replace(tensor) for name, tensor in new.items()})):
             found = answers(model)
-        precision = next(model.network.parameters()).dtype
-        checks = comparison(found, wanted_of(model, edit), precision)
+        precisions = (parameter.dtype for parameter in model.network.parameters())
+        checks = comparison(found, wanted_of(model, edit), next(precisions, torch.float32))
         return (*checks, Check("tensors", largest(errors), 0.0))
 
     def usage(self, files: tuple[Path, ...], base: str) -> str:

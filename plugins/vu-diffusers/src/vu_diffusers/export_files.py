@@ -85,6 +85,17 @@ def check_there(loader: str, files: tuple[Path, ...]) -> None:
             raise unreadable(loader, path, "the file is missing")
 
 
+def check_complete(loader: str, path: Path, network: nn.Module) -> None:
+    """Raise when a loader has made tensors without numbers, for which it found none in the files.
+
+    Raises:
+        EditError: VU-E071.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_meta:
+            raise unreadable(loader, path, f"it finds no numbers for {name!r}")
+
+
 @contextmanager
 def borrowed(network: nn.ModuleDict) -> Iterator[None]:
     """Put everything back that a loader of adapters changes on a network: modules, flags, attributes it leaves behind.

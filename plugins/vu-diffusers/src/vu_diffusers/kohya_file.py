@@ -25,6 +25,7 @@ class Kohya:
     A (``lora_down``), B (``lora_up``) and ``alpha`` stand in the file as they were trained; every reader computes
     ``(alpha / r) B A``. Where layers have different alphas, the file has the most frequent one, a, for all of them, and
     ``B' = (alpha / a) B``: the converter of diffusers gives attention layers that one, whatever stands beside them.
+    A negative alpha becomes a negative B.
 
     Args:
         config: see `LoraConfig`.
@@ -80,7 +81,7 @@ class Kohya:
 
     def _tensors(self, layers: Sequence[Factors]) -> dict[str, Tensor]:
         _check_attention(layers)
-        alphas = Counter(layer.alpha for layer in layers if layer.alpha)
+        alphas = Counter(abs(layer.alpha) for layer in layers if layer.alpha)
         alpha = alphas.most_common(1)[0][0] if alphas else 1.0
         tensors: dict[str, Tensor] = {}
         for layer in layers:
@@ -126,6 +127,7 @@ def _check_attention(layers: Sequence[Factors]) -> None:
     lone = [layer for end, layer in ends.items() if end in ("q_proj", "k_proj", "v_proj")]
     if lone and "out_proj" not in ends:
         problem = (
-            f"{lone[0].module!r} is changed, but no 'out_proj' of the text encoder, and readers find one by the other"
+            f"{lone[0].module!r} is changed, but no 'out_proj' of the text encoder, and readers tell one by the other"
         )
-        raise inexpressible("The LoRA format of kohya", problem, f"{lone[0].module}.weight")
+        remedy = "Choose the format diffusers or peft, or one that holds every edit exactly: native, delta or merged."
+        raise inexpressible("The LoRA format of kohya", problem, f"{lone[0].module}.weight", remedy)

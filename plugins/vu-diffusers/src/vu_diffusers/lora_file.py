@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vu_core import Check, Edit, Model, Run, Source
-from vu_diffusers.export_files import borrowed, check_there, read_by, unreadable, write_all
+from vu_diffusers.export_files import borrowed, check_complete, check_there, read_by, unreadable, write_all
 from vu_diffusers.loading import as_pipeline
 from vu_diffusers.lora_layers import Factors, LoraConfig, adapter_check, lora_factors, require_pipeline
 from vu_diffusers.probe import answers, coarser, comparison, wanted_of
@@ -52,8 +52,9 @@ class DiffusersLora:
         tensors: dict[str, Tensor] = {}
         for layer in layers:
             scaled = layer.up * (layer.alpha / layer.rank)
-            tensors[f"{_key(layer)}.lora_A.weight"] = layer.down.to(self.config.dtype).contiguous()
-            tensors[f"{_key(layer)}.lora_B.weight"] = scaled.to(self.config.dtype).contiguous()
+            down, up = _keys(layer)
+            tensors[down] = layer.down.to(self.config.dtype).contiguous()
+            tensors[up] = scaled.to(self.config.dtype).contiguous()
         return write_all(folder, lambda place: save_file(tensors, str(place / FILE), metadata=_metadata(layers)))
 
     def verify(self, files: tuple[Path, ...], edit: Edit, model: Model, run: Run) -> tuple[Check, ...]:
@@ -100,12 +101,17 @@ def checks_through_diffusers(path: Path, edit: Edit, model: Model, stored: torch
             pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER)
         if len(list(model.network.modules())) == before:
             raise unreadable("diffusers", path, "it finds no adapter in it")
+        check_complete("diffusers", path, base.network)
         factors = adapter_check(model.network, ADAPTER, layers, precision)
         return (*comparison(answers(model), wanted, precision), factors)
 
 
-def _key(layer: Factors) -> str:
-    return f"{layer.component}.{layer.clip_path}"
+def _keys(layer: Factors) -> tuple[str, str]:
+    """Return the names of A and B; layers of the text encoder have names that every version reads for every layer."""
+    key = f"{layer.component}.{layer.clip_path}"
+    if layer.component == "unet":
+        return f"{key}.lora_A.weight", f"{key}.lora_B.weight"
+    return f"{key}.lora_linear_layer.down.weight", f"{key}.lora_linear_layer.up.weight"
 
 
 def _metadata(layers: Sequence[Factors]) -> dict[str, str] | None:

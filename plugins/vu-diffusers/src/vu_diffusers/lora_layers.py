@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from vu_core import Check, Edit, EditError, LowRank, Model, setting
+from vu_core import Check, Edit, EditError, LowRank, Model, Replace, Sparse, setting
 from vu_core.adapters import LoraLayer, check_fits
 from vu_diffusers.stable_diffusion import StableDiffusion
 
@@ -96,7 +96,7 @@ def lora_factors(edit: Edit, model: Model, target: str) -> tuple[Factors, ...]:
         check_fits(model.network, name, part)
         problem = _problem(name, part, model.network, names)
         if problem or not isinstance(part, LowRank):
-            raise inexpressible(f"The LoRA format of {target}", problem, name)
+            raise inexpressible(f"The LoRA format of {target}", problem, name, _remedy(part))
         component, _, path = name.removesuffix(".weight").partition(".")
         shape = model.network.get_parameter(name).shape
         down = part.A.detach().reshape(part.rank, *shape[1:])  # (r, in) or (r, in, k_h, k_w)
@@ -120,6 +120,13 @@ def _problem(name: str, part: object, network: nn.Module, names: Mapping[int, li
         others = ", ".join(repr(other) for other in names[id(network.get_parameter(name))] if other != name)
         return f"{name!r} is the same tensor as {others}, and a change beside one of them would leave the other alone"
     return ""
+
+
+def _remedy(part: LowRank | Sparse | Replace) -> str:
+    exact = "a format that holds every edit exactly: native, delta or merged."
+    if isinstance(part, LowRank) and part.mask is None:
+        return f"Choose {exact}"
+    return f"Export the nearest change of low rank with --refit-rank R, or choose {exact}"
 
 
 def _names(network: nn.Module) -> dict[int, list[str]]:
@@ -189,12 +196,6 @@ def same_tensor(edit: Edit, model: Model) -> None:
             )
 
 
-def inexpressible(what: str, problem: str, name: str) -> EditError:
-    """Return the error for an edit that a LoRA file cannot hold."""
-    return EditError(
-        "VU-E070",
-        f"{what} cannot express this edit: {problem}.",
-        "Export the nearest change of low rank with --refit-rank R, or choose a format that holds every edit exactly: "
-        "native, delta or merged.",
-        where=name,
-    )
+def inexpressible(what: str, problem: str, name: str, remedy: str = "Choose the format native or delta.") -> EditError:
+    """Return the error for an edit that a format cannot hold."""
+    return EditError("VU-E070", f"{what} cannot express this edit: {problem}.", remedy, where=name)

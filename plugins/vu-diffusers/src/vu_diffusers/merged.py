@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from vu_core import Check, Edit, Model, Run, Source, setting, torch_dtype
 from vu_core.adapters import check_fits, compose
 from vu_diffusers.delta_file import tensor_named
-from vu_diffusers.export_files import check_there, read_by, unreadable, write_all
+from vu_diffusers.export_files import check_complete, check_there, read_by, unreadable, write_all
 from vu_diffusers.folder import MODEL_INDEX
 from vu_diffusers.loading import as_pipeline
-from vu_diffusers.lora_layers import largest, require_content, require_pipeline, same_tensor
+from vu_diffusers.lora_layers import inexpressible, largest, require_content, require_pipeline, same_tensor
 from vu_diffusers.probe import answers, coarser, comparison, wanted_of
 from vu_diffusers.quiet import quiet
 from vu_diffusers.stable_diffusion import StableDiffusion
 
-STRENGTH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+STRENGTH_TOLERANCE = 0.01
 """How much of a change may be lost when the new weights are rounded; trained edits lose 3e-5 of it in bf16."""
 
 
@@ -58,14 +58,17 @@ class Merged:
         """Write a pipeline folder.
 
         Raises:
-            EditError: VU-E070 when the edit is empty, changes one tensor under two names, or the model is no Stable
-                Diffusion pipeline; VU-E054 when the model is another.
+            EditError: VU-E070 when the edit is empty, changes one tensor under two names or one that no file holds, or
+                when the model is no Stable Diffusion pipeline; VU-E054 when the model is another.
         """
         base = require_pipeline(model, "a merged pipeline")
         require_content(edit)
         same_tensor(edit, model)
+        stored = {id(t) for part in base.network.values() for t in part.state_dict(keep_vars=True).values()}
         for name, part in edit:
             check_fits(model.network, name, part)
+            if id(tensor_named(model.network, name)) not in stored:
+                raise inexpressible("A pipeline folder", f"{name!r} is computed when a model is made, not stored", name)
         with quiet():
             networks = {
                 component: _rebuilt(network, self._tensors(base, component, edit))
@@ -88,6 +91,8 @@ class Merged:
         base = require_pipeline(model, "a merged pipeline")
         wanted = wanted_of(model, edit)
         pipeline = self._loaded(files, base.dtype)
+        for component in base.network:
+            check_complete("diffusers", files[0].parent, getattr(pipeline, component))
         checks = (self._weights(pipeline, edit, base), _strength(pipeline, edit, base))
         with quiet():
             parts = {name: getattr(pipeline, name).to(base.device, base.dtype) for name in base.network}
@@ -169,5 +174,4 @@ def _strength(pipeline: Any, edit: Edit, model: Any) -> Check:
         stored = tensor_named(pipeline.components, name).detach().cpu().double()
         kept += float(((stored - base) * change).sum())
         size += float(change.square().sum())
-    precision = next(pipeline.unet.parameters()).dtype
-    return Check("strength", abs(1 - kept / size) if size else 0.0, STRENGTH_TOLERANCE[precision])
+    return Check("strength", abs(1 - kept / size) if size else 0.0, STRENGTH_TOLERANCE)

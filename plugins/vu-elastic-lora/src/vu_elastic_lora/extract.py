@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 SPLIT = "validation"
 """What a search measures on: what is chosen by held-out scores could not be judged by them."""
 
+LIMITS = {"trials": "--trials", "seconds": "--time", "seeds": "--seeds", "tolerance": "--tolerance"}
+"""Fields of `Limits` and the options that set them."""
+
 EPILOG = """\b
 Examples:
   vu extract runs/0123456789ab --rank heuristic --out small
@@ -29,10 +33,8 @@ Examples:
 """
 
 
-def _seconds(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
     """Understand ``90s``, ``10m``, ``1h30m`` or a number of seconds."""
-    if text is None:
-        return None
     amount = r"(\d+(?:\.\d+)?)"
     found = re.fullmatch(rf"{amount}|(?:{amount}h)?(?:{amount}m)?(?:{amount}s)?", text.strip())
     parts = [float(part or 0) for part in found.groups()] if found else []
@@ -42,8 +44,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str | N
     return seconds
 
 
-def _finite(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
         raise click.BadParameter(f"{value} is no finite number.")
     return value
 
@@ -53,21 +55,47 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float |
 @click.option("--rank", metavar="VERSION|FILE", help="maximal, heuristic or minimal; or a file with a rank per group.")
 @click.option("--default", type=click.Choice(VERSIONS), help="Version of the groups that FILE leaves out.")
 @click.option("--search", is_flag=True, help="Measure many assignments of ranks and take the smallest good one.")
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Assignments that a search measures. [24]")
-@click.option("--time", "seconds", callback=_seconds, metavar="TIME", help="Time of a search, such as 90s or 1h. [10m]")
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds per item in a search. [1]")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=24,
+    show_default=True,
+    help="Assignments that a search measures.",
+)
+@click.option(
+    "--time",
+    "seconds",
+    callback=_seconds,
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="No further assignment is begun after 90s, 10m or 1h30m.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="Seeds per item in a search."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
     callback=_finite,
     metavar="X",
+    default=0.02,
+    show_default=True,
     help="How much worse than the whole adapter a score of a search may be: 0.02 = two points of a percentage, 2 % of "
-    "any other score. [0.02]",
+    "any other score.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A new or empty folder.")
-@click.pass_obj
+@click.pass_context
 def extract(
-    host: Host, /, run: Path, rank: str | None, default: Version | None, search: bool, out: Path, **limits: Any
+    context: click.Context,
+    /,
+    run: Path,
+    rank: str | None,
+    default: Version | None,
+    search: bool,
+    out: Path,
+    **limits: Any,
 ) -> list[Table | RunRecord]:
     """Cut a smaller adapter out of RUN, without training, and measure it.
 
@@ -79,7 +107,8 @@ def extract(
     from vu_elastic_lora.extraction import extracted, groups_of
     from vu_elastic_lora.out_folder import SUB, new_folder, write_super
 
-    asked = _asked(rank, default, search, limits)
+    host: Host = context.obj
+    _check_options(context)
     with host.watching() as on_event:
         record, edit = workbench.read(run)
         groups = groups_of(edit)
@@ -88,7 +117,7 @@ def extract(
         tables: list[Table] = []
         with new_folder(out):
             if search:
-                ranks, table, section = _searched(run, host, on_event, edit, asked, out)
+                ranks, table, section = _searched(run, host, on_event, edit, Limits(**limits), out)
                 tables, sections = [table], [section]
             whole = write_super(out, edit, groups)
             part = workbench.Component.of(record, extracted(edit, ranks))
@@ -96,25 +125,24 @@ def extract(
     return [*tables, sub, _sizes(groups, ranks, whole.stat().st_size, sub.edit_bytes, out)]
 
 
-def _asked(rank: str | None, default: str | None, search: bool, limits: dict[str, Any]) -> Limits:
-    """Return the limits of a search. Raises: ConfigError ``VU-C091`` when the options do not fit together."""
-    given = {name: value for name, value in limits.items() if value is not None}
-    flag = {"seconds": "--time"}
+def _check_options(context: click.Context) -> None:
+    """Refuse options that do not fit together. Raises: ConfigError ``VU-C091``."""
+    rank, search = context.params["rank"], context.params["search"]
+    typed = click.core.ParameterSource.COMMANDLINE
+    limits = [flag for name, flag in LIMITS.items() if context.get_parameter_source(name) is typed]
     wrong = ""
-    if search == (rank is not None):
-        wrong = "Either --rank or --search says which ranks to take, not both." if search else ""
-        wrong = wrong or "Neither --rank nor --search says which ranks to take."
-    elif given and not search:
-        flags = [flag.get(name, f"--{name}") for name in given]
-        wrong = (
-            f"{' and '.join(flags)} {'belongs' if len(flags) == 1 else 'belong'} to --search, which is not asked for."
-        )
-    elif default is not None and (search or rank in VERSIONS):
+    if search and rank is not None:
+        wrong = "Either --rank or --search says which ranks to take, not both."
+    elif not search and rank is None:
+        wrong = "Neither --rank nor --search says which ranks to take."
+    elif limits and not search:
+        verb = "belongs" if len(limits) == 1 else "belong"
+        wrong = f"{' and '.join(limits)} {verb} to --search, which is not asked for."
+    elif context.params["default"] is not None and (search or rank in VERSIONS):
         wrong = "--default belongs to --rank FILE: it says the ranks of the groups that the file leaves out."
     if wrong:
         remedy = "Use --rank maximal, heuristic, minimal or a FILE; or --search. `vu extract --help` shows all."
         raise ConfigError("VU-C091", wrong, remedy, where="vu extract")
-    return Limits(**given)
 
 
 def _chosen(rank: str, groups: Sequence[RankGroup], default: Version | None) -> dict[str, int]:
@@ -123,15 +151,17 @@ def _chosen(rank: str, groups: Sequence[RankGroup], default: Version | None) -> 
 
     if rank in VERSIONS:
         return assigned(groups, rank)
-    path = Path(rank)
-    if not path.exists():
+    there = False
+    with suppress(OSError):  # a name that is too long, a folder that may not be looked into
+        there = Path(rank).exists()
+    if not there:
         raise ConfigError(
             "VU-C092",
             f"{rank!r} is no version of the adapter and no file.{did_you_mean(rank, VERSIONS)}",
             f"Name one of {', '.join(VERSIONS)}, or a file with a rank for every group.",
             where="--rank",
         )
-    return read_ranks(path, groups, default)
+    return read_ranks(Path(rank), groups, default)
 
 
 def _searched(

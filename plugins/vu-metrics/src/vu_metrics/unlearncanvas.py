@@ -146,6 +146,7 @@ class UnlearnCanvas:
         sampling = sampling_of(model, evaluation)
         labels: dict[str, list[str]] = {axis: [] for axis in evaluation.axes}
         total = len(evaluation.items)
+        run.progress("generate and judge images", 0, total)  # so that the first portion counts in the pace
         for first in range(0, total, self.config.batch_size):
             batch = evaluation.items[first : first + self.config.batch_size]
             images = model.generate([i.prompt for i in batch], [i.seed for i in batch], **sampling)
