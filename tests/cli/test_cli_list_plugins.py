@@ -2,6 +2,12 @@
 
 import json
 import sys
+import types
+
+import click
+
+from vu_core import Event, Table, hookimpl
+from vu_core.plugins import discover
 
 GOOD = """
 from vu_core import hookimpl
@@ -141,6 +147,36 @@ def test_commands_of_plugins_print_nouns_as_table_or_json_and_nothing_else(distr
     assert "zebra" in done.stdout
     done = process("zoo", "--count", "3", "--json", path=site)
     assert json.loads(done.stdout)["rows"] == [{"animal": "zebra", "count": 3}]
+
+
+def test_every_command_of_a_plugin_can_be_quiet_and_keeps_its_own_short_options(vu, monkeypatch):
+    module = types.ModuleType("lions_of_the_tests")
+
+    @click.command()
+    @click.pass_obj
+    def lions(host):
+        with host.watching() as watch:
+            watch(Event("note", "lions", {"text": "They roar."}))
+
+    @click.command()
+    @click.option("-q", "--queen", is_flag=True)
+    def bees(queen):
+        return Table("", ("queen",), ((str(queen),),))
+
+    class Plugin:
+        @hookimpl
+        def vu_register_commands(self, register):
+            for name in ("lions", "bees"):
+                register(name, f"lions_of_the_tests:{name}", summary="animals")
+
+    module.lions, module.bees = lions, bees
+    monkeypatch.setitem(sys.modules, "lions_of_the_tests", module)
+    plugins = discover(extra=[("lions", "1.0", Plugin())], installed=False)
+    assert "They roar." in vu("lions", plugins=plugins).err
+    for flag in ("--quiet", "-q"):
+        done = vu("lions", flag, plugins=plugins)
+        assert (done.status, done.err) == (0, "")
+    assert "True" in vu("bees", "-q", "--quiet", plugins=plugins).out
 
 
 def test_a_plugin_cannot_take_the_name_of_a_command_of_vu(distribution, process):

@@ -1,6 +1,7 @@
-"""Load exported LoRA files with plain diffusers and write down what the model then computes; started by the test.
+"""Load exports with plain diffusers and write down what the model then computes; started by the tests.
 
-Reads one JSON object per line (model, variant, dtype, lora, inputs, result), answers one line each.
+Reads one JSON object per line (model, variant, dtype, inputs, result, and what is loaded besides: lora with its name,
+or peft), answers one line each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ def answer(asked: dict[str, str]) -> str:
     pipeline = StableDiffusionPipeline.from_pretrained(
         asked["model"], variant=asked["variant"] or None, torch_dtype=dtype, local_files_only=True
     )
-    pipeline.load_lora_weights(asked["lora"])
+    if "lora" in asked:
+        pipeline.load_lora_weights(asked["lora"], weight_name=asked.get("weight_name"))
+    if "peft" in asked:
+        from peft import PeftModel
+
+        PeftModel.from_pretrained(pipeline.unet, asked["peft"])
     inputs = load_file(asked["inputs"])
     with torch.no_grad():
         ids = pipeline.tokenizer(["a", "An image of cat."], padding="max_length", max_length=77, return_tensors="pt")

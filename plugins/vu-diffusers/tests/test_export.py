@@ -196,6 +196,21 @@ def test_a_mask_of_ones_is_no_mask(plugin: type[Any], model: StableDiffusion, ru
     assert exported(plugin, edit, model, run, tmp_path)["factors"] < 1e-5
 
 
+def test_an_adapter_on_another_layer(
+    plugin: type[Any], model: StableDiffusion, make_edit: Any, run: Run, tmp_path: Path
+) -> None:
+    """Also one that does nothing, which no output shows."""
+    edit = make_edit(model, rank=2, alpha=6.0)
+    name, part = list(edit)[0]
+    more = attrs.evolve(edit, parts={**edit.parts, name: attrs.evolve(part, B=part.B * 0)})
+    less = attrs.evolve(edit, parts={other: part for other, part in edit if other != name})
+    exporter = plugin(plugin.Config())
+    files = exporter.export(more, model, tmp_path, run)
+    checks = {check.what: check for check in exporter.verify(files, less, model, run)}
+    assert checks["denoiser"].passed
+    assert checks["factors"].error == float("inf")
+
+
 def test_the_file_of_diffusers(model: StableDiffusion, make_edit: Any, run: Run, tmp_path: Path) -> None:
     edit = make_edit(model, rank=2, alpha=1.0)
     (file,) = DiffusersLora(LoraConfig()).export(edit, model, tmp_path, run)

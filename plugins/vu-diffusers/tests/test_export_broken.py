@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vu_core.adapters import load_edit, save_edit
 from vu_diffusers.delta_file import Delta
 from vu_diffusers.kohya_file import Kohya
 from vu_diffusers.lora_file import DiffusersLora
+from vu_diffusers.lora_layers import largest
 from vu_diffusers.merged import Merged
 from vu_diffusers.native import Native
 from vu_diffusers.peft_folder import CONFIG, Peft
@@ -268,8 +270,14 @@ def test_the_file_that_is_not_broken_is_accepted(
     assert all(check.passed for check in exporter.verify(files, edit, small, run))
 
 
+def test_the_largest_error_may_be_no_number() -> None:
+    assert largest([]) == 0.0
+    assert largest([1.0, 3.0, 2.0]) == 3.0
+    assert math.isnan(largest([1.0, float("nan"), 2.0]))
+
+
 def test_what_outputs_cannot_show(run: Run, tmp_path: Path) -> None:
-    """In half precision a weak edit of half the strength is within the tolerance of outputs; factors and weights tell."""
+    """In half precision a weak edit of half the strength is within the tolerance of outputs; the numbers tell."""
     model = tiny_model()
     model.network.to(torch.bfloat16)
     model.dtype = torch.bfloat16

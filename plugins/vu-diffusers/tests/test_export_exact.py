@@ -32,6 +32,11 @@ CONV = "unet.down_blocks.0.resnets.0.conv1.weight"
 VAE = "vae.decoder.conv_in.weight"
 
 
+@pytest.fixture(scope="module")
+def loaded() -> StableDiffusion:
+    return tiny_model()
+
+
 @pytest.fixture(params=EXACT, ids=lambda plugin: plugin.__name__)
 def plugin(request: pytest.FixtureRequest) -> type[Any]:
     return request.param  # type: ignore[no-any-return]

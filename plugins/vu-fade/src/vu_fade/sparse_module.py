@@ -73,7 +73,7 @@ class FadeSparseModule:
         scores = run.attribute(model, data, candidates=module_weights(model, run.candidates(model)))
         selected = top_modules(scores, p)
         run.emit("note", text=f"{len(selected)} of {len(scores)} modules are tuned (p = {p:g}).")
-        facts = {
+        facts: dict[str, Any] = {
             "sparsity_inclusiveness": p,
             "candidate_modules": len(scores),
             "selected_modules": [module_of(name) for name in selected],
