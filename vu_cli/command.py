@@ -53,18 +53,29 @@ class SectionedCommand(Command):
                     formatter.write_dl(lines)
 
 
-class FiniteNumber(click.FloatRange):
-    """A number, in a range if there is one; click's own range lets ``nan`` and ``inf`` pass."""
+class FiniteNumber(click.ParamType):
+    """A number; click's own type lets ``nan`` and ``inf`` pass."""
+
+    name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number. Raises: click.BadParameter for anything else."""
-        number: float = super().convert(value, param, ctx)
+        number: float = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return number
 
 
-class PositiveNumber(FiniteNumber):
+class FiniteRange(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises: click.BadParameter for anything else."""
+        number: float = super().convert(FiniteNumber().convert(value, param, ctx), param, ctx)
+        return number
+
+
+class PositiveNumber(FiniteRange):
     """A finite number above zero."""
 
     def __init__(self) -> None:

@@ -9,9 +9,9 @@ import click
 from vu_cli import numbers
 from vu_cli import session as sessions
 from vu_cli.command import Command, FiniteNumber
-from vu_cli.options import measuring, seeds_option, set_option, shared
+from vu_cli.options import measuring, seeds_option, set_measuring_option, shared
 from vu_cli.session import Evidence
-from vu_core import RunRecord, Table
+from vu_core import RunRecord, Table, VuError
 from vu_core.interference import Interference
 
 EPILOG = """\b
@@ -42,7 +42,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 )
 @click.option("--no-interference", is_flag=True, help="Do not measure the edits one by one.")
 @seeds_option
-@set_option
+@set_measuring_option
 @click.option("--out", metavar="DIR", help="The run folder itself; runs/<id> when absent.")
 @shared(quiet=True)
 @click.pass_context
@@ -69,6 +69,10 @@ def compose(
     pipeline.check_only_measuring(changes)
     with session.watching() as heard:
         mixture = components.gathered(runs, session.plugins, weights=weights, strategy=strategy)
+        alone = no_interference or len(mixture.components) < 2
+        if not alone:
+            chosen = f" --strategy {strategy}" if strategy != "sum" else ""
+            session.interruption.further = f"vu compose{chosen}"  # of the finished run, taken apart again
         record = workbench.compose(
             runs[0],
             mixture.components,
@@ -79,13 +83,17 @@ def compose(
             out=out,
             settings={change.key: change.value for change in changes},
         )
-        if no_interference or len(mixture.components) < 2:
+        if alone:
             return [session.untold(record)]
-        with workbench.opened(record.folder, session, heard) as bench:
-            found = components.interference(bench, mixture)
-        found.write(record.folder)
+        try:
+            with workbench.opened(record.folder, session, heard) as bench:
+                found = components.interference(bench, mixture)
+            found.write(record.folder)
+        except VuError as error:  # the run is whole: it is shown, and then the error
+            session.objection = error
+            return [session.untold(record)]
         record = pipeline.read_record(record.folder)
-    return [session.untold(record), Evidence(tables_of(found), found.as_json())]
+    return [session.untold(record), Evidence(tables_of(found), found.as_json(), heard.warned_besides(record))]
 
 
 def tables_of(found: Interference) -> tuple[Table, Table]:

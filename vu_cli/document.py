@@ -31,8 +31,10 @@ def content(noun: Any) -> Any:
         return scorecard_to_json(noun)
     if isinstance(noun, Measurement):
         return {**scorecard_to_json(noun.scorecard), "files": list(noun.files), "warnings": list(noun.warnings)}
-    if isinstance(noun, Page | Evidence):
+    if isinstance(noun, Page):
         return content(noun.facts)
+    if isinstance(noun, Evidence):
+        return content({**noun.facts, "warnings": noun.warnings})
     if isinstance(noun, Table):
         rows = [dict(zip(noun.columns, map(_cell, row), strict=True)) for row in noun.rows]
         return {"title": noun.title, "rows": rows, "notes": list(noun.notes)}

@@ -44,7 +44,10 @@ Examples:
     help="Which model: untouched, with the edit, or with its opposite. Repeatable; one image each.",
 )
 @click.option(
-    "--scale", type=FiniteNumber(), metavar="S", help="Strength of the edit: 0 is none, 1 what was trained, -1 undone."
+    "--scale",
+    type=FiniteNumber(),
+    metavar="S",
+    help="Strength of the edit: 0 is none, 1 what was trained, -1 its opposite.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Seed of the starting noise."

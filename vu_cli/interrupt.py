@@ -18,16 +18,20 @@ from vu_core.run_folder import state_of
 EXIT_STATUS = 130
 
 
-def interruption_line(folder: Path | None) -> str:
-    """Return what is said after Ctrl-C; ``folder`` is the run that can be continued, if there is one.
+def interruption_line(folder: Path | None, further: str = "") -> str:
+    """Return what is said after Ctrl-C.
+
+    Args:
+        folder: the run that can be continued, if there is one.
+        further: the command for what would have come after the run.
 
     Example:
         >>> interruption_line(Path("runs/0123456789ab"))
         'interrupted; continue with: vu unlearn --resume runs/0123456789ab'
     """
-    if folder is None:
-        return "interrupted"
-    return f"interrupted; continue with: vu unlearn --resume {shlex.quote(str(folder))}"
+    commands = [] if folder is None else [f"vu unlearn --resume {shlex.quote(str(folder))}"]
+    commands += [further] if further else []
+    return f"interrupted{'; continue with: ' if commands else ''}{', then: '.join(commands)}"
 
 
 @attrs.define
@@ -38,10 +42,12 @@ class Interruption:
 
     Args:
         folder: the folder of the run that is going on; happened: Ctrl-C was pressed.
+        further: the command that, given the folder, does what comes after the run, where something does.
     """
 
     folder: Path | None = None
     happened: bool = False
+    further: str = ""
 
     @property
     def resumable(self) -> Path | None:
@@ -51,11 +57,17 @@ class Interruption:
                 return self.folder
         return None
 
+    @property
+    def line(self) -> str:
+        """What is said after Ctrl-C."""
+        known = self.further and self.folder is not None
+        return interruption_line(self.resumable, f"{self.further} {shlex.quote(str(self.folder))}" if known else "")
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self.happened:
             show_cursor = "\x1b[?25h" if os.isatty(2) else ""
             with contextlib.suppress(OSError):
-                os.write(2, f"\r{show_cursor}{interruption_line(self.resumable)}\n".encode())
+                os.write(2, f"\r{show_cursor}{self.line}\n".encode())
             os._exit(EXIT_STATUS)
         self.happened = True
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vu_cli.interrupt import EXIT_STATUS, Interruption, interruption_line
+from vu_cli.interrupt import EXIT_STATUS, Interruption
 from vu_cli.output import guarded
 from vu_core import RecordError
 
@@ -84,7 +84,7 @@ def _say_interrupted(interruption: Interruption, *, as_json: bool) -> None:
     import json
 
     folder = interruption.resumable
-    sys.stderr.write(f"{interruption_line(folder)}\n")
+    sys.stderr.write(f"{interruption.line}\n")
     if as_json:
         kept = str(folder) if folder is not None else None
         error = {

@@ -8,7 +8,7 @@ import click
 
 from vu_cli import session as sessions
 from vu_cli.command import Command
-from vu_cli.options import measuring, seeds_option, set_option, shared
+from vu_cli.options import measuring, seeds_option, set_measuring_option, shared
 from vu_cli.session import Measurement
 
 EPILOG = """\b
@@ -21,7 +21,7 @@ Example:
 @click.argument("run", type=click.Path(path_type=Path))
 @seeds_option
 @click.option("--split", metavar="SPLIT", help="validation or held-out; short for --set measure.split=SPLIT.")
-@set_option
+@set_measuring_option
 @shared(quiet=True)
 @click.pass_context
 def measure(

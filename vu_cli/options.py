@@ -63,15 +63,12 @@ def _params(command: Any) -> list[click.Parameter]:
     return collected
 
 
-set_option = click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any key of the configuration, such as unlearner.training.lr=1e-3. Repeatable.",
-)
+def _set_option(help_text: str) -> Callable[[CommandT], CommandT]:
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=f"{help_text} Repeatable.")
 
 
+set_option = _set_option("Any key of the configuration, such as unlearner.training.lr=1e-3.")
+set_measuring_option = _set_option("A key of [measure] or [metric.NAME], such as measure.split=validation.")
 seeds_option = click.option("--seeds", type=int, metavar="N", help="Seeds per item; short for --set measure.seeds=N.")
 
 

@@ -208,6 +208,10 @@ class Heard:
             self.warnings.append(text)
         self.watch(event)
 
+    def warned_besides(self, record: RunRecord) -> tuple[str, ...]:
+        """Return the warnings that are not those of a run."""
+        return tuple(text for text in self.warnings if text not in record.warnings)
+
 
 @attrs.define
 class PlainWatcher:

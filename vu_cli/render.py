@@ -213,7 +213,8 @@ def _renderable(noun: Any, width: int) -> RenderableType:
     if isinstance(noun, Table):
         return _table(noun, width)
     if isinstance(noun, Evidence):
-        return _renderable(noun.tables, width)
+        warnings = [Text(), _remarks("warning", noun.warnings, "yellow")] if noun.warnings else []
+        return Group(_renderable(noun.tables, width), *warnings)
     if isinstance(noun, Scorecard):
         return Group(_scorecard(noun), Text(), *_verdict(noun))
     if isinstance(noun, Measurement):

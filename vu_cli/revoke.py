@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import click
 
 from vu_cli import numbers
@@ -11,7 +12,7 @@ from vu_cli import session as sessions
 from vu_cli.command import Command
 from vu_cli.options import shared
 from vu_cli.session import Evidence
-from vu_core import RunRecord, Score, Scorecard, Table
+from vu_core import RunRecord, Score, Scorecard, Table, VuError
 
 EPILOG = """\b
 Example:
@@ -42,9 +43,14 @@ def revoke(context: click.Context, run: Path, concept: str, out: str | None) -> 
         record = workbench.compose(
             run, rest.components, session, heard, weights=rest.weights, strategy=rest.strategy, out=out
         )
-        with workbench.opened(run, session, heard) as bench, stage(bench.emit, "measure as before"):
-            card = bench.measure(load_edit(record.folder / EDIT))
-    return [session.untold(record), _evidence(concept, run, bench.record.scorecard, card)]
+        try:
+            with workbench.opened(run, session, heard) as bench, stage(bench.emit, "measure as before"):
+                card = bench.measure(load_edit(record.folder / EDIT))
+        except VuError as error:  # the new run is whole: it is shown, and then the error
+            session.objection = error
+            return [session.untold(record)]
+    evidence = _evidence(concept, run, bench.record.scorecard, card)
+    return [session.untold(record), attrs.evolve(evidence, warnings=heard.warned_besides(record))]
 
 
 def _evidence(concept: str, run: Path, with_it: Scorecard | None, without: Scorecard) -> Evidence:

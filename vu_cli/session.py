@@ -109,10 +109,12 @@ class Evidence:
 
     Args:
         tables: what a reader sees; facts: the same numbers, whole, for ``--json``.
+        warnings: what a reader must know.
     """
 
     tables: tuple[Table, ...]
     facts: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @attrs.frozen

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vu_cli import session as sessions
-from vu_cli.command import Command, FiniteNumber
+from vu_cli.command import Command, FiniteRange
 from vu_cli.options import shared
 from vu_cli.session import Evidence
 from vu_cli.tuning import Tuned
-from vu_core import RunRecord, Scorecard
+from vu_core import RecordError, RunRecord, Scorecard
 from vu_core.contracts import Host
 from vu_core.event import Event
 from vu_core.tuning import Bound, check_bounds, tune
@@ -69,8 +69,8 @@ def _bounds(context: click.Context, parameter: click.Parameter, text: str | None
     metavar="SCORE=CHANGE,...",
     help="What it may cost: the least change against the untouched model, such as ira=-0.02.",
 )
-@click.option("--low", type=FiniteNumber(min=0), metavar="S", default=0.0, show_default=True, help="Smallest scale.")
-@click.option("--high", type=FiniteNumber(min=0), metavar="S", default=2.0, show_default=True, help="Largest scale.")
+@click.option("--low", type=FiniteRange(min=0), metavar="S", default=0.0, show_default=True, help="Smallest scale.")
+@click.option("--high", type=FiniteRange(min=0), metavar="S", default=2.0, show_default=True, help="Largest scale.")
 @click.option(
     "--trials", type=click.IntRange(min=1), metavar="N", default=8, show_default=True, help="Scales to measure at most."
 )
@@ -100,8 +100,13 @@ def tune_scale(
     with session.watching() as heard:
         mixture = components.taken_apart(run, session.plugins)[0] if flags["out"] is not None else None
         tuned = _tuned(run, targets, keeps, session, heard, flags)
-        evidence = tuned.evidence(tuned.write())
-        session.objection = tuned.objection()
+        file = None
+        try:
+            file = tuned.write()
+        except RecordError as error:  # what was measured is shown, and then the error
+            session.objection = error
+        evidence = tuned.evidence(file, tuple(heard.warnings))
+        session.objection = session.objection or tuned.objection()
         if mixture is None or session.objection is not None:
             return [evidence]
         record = _run_of(run, mixture.times(tuned.scale), flags["out"], session, heard)

@@ -46,11 +46,11 @@ class Tuned:
 
         return write_beside(self.run, "tuned-scale", json.dumps(self._facts(), indent=2, allow_nan=False) + "\n")
 
-    def evidence(self, file: Path) -> Evidence:
+    def evidence(self, file: Path | None, warnings: tuple[str, ...] = ()) -> Evidence:
         """Return the trials as a table, with what follows from them.
 
         Args:
-            file: where they were written.
+            file: where they were written, if they could be; warnings: what a reader must know.
         """
         found = self.found
         asked = [(bound, "") for bound in found.targets] + [(bound, "change of ") for bound in found.keeps]
@@ -63,8 +63,9 @@ class Tuned:
         rows = tuple(self._row(trial) for trial in sorted(found.trials, key=lambda trial: trial.scale))
         seeds = f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}"
         title = f"Scales of the edit of {self.run.resolve().name} ({self.card.split}, {seeds})"
-        table = Table(title, columns, rows, (*self._notes(), f"Written to {file}."))
-        return Evidence((table,), {**self._facts(), "file": str(file)})
+        kept = [] if file is None else [f"Written to {file}."]
+        table = Table(title, columns, rows, (*self._notes(), *kept))
+        return Evidence((table,), {**self._facts(), "file": None if file is None else str(file)}, warnings)
 
     def objection(self) -> UnlearnError | None:
         """Return what stands in the way, where no scale does what is asked."""

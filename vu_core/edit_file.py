@@ -146,7 +146,7 @@ def load_edit(path: Path) -> Edit:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  a handle, not a dict
         header = json.loads(metadata["vu"], parse_constant=_refuse)
         known = header["format"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(path, _why(path, error)) from error
     if known != FORMAT:
         raise EditError(

@@ -200,7 +200,7 @@ def _check_needs(entry: Entry, bench: Workbench) -> None:
             "VU-L002",
             f"The exporter '{entry.name}' needs '{', '.join(missing)}', which the model '{bench.model.facts.name}' "
             "lacks.",
-            "Choose another format; `vu list-plugins exporter` shows what each one needs.",
+            "Choose another format; `vu list-plugins --kind exporter` lists them.",
             where=f"exporter {entry.name!r}",
         )
 

@@ -375,7 +375,7 @@ def plan_again(folder: Path, plugins: Plugins, overrides: Sequence[Override] = (
     asked_otherwise = ("measure.", "metric.", "run.device")
     edited = [key for key in changed_keys(plan.config, then) if not key.startswith(asked_otherwise)]
     if edited:
-        raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be measured or generated from")
+        raise run_folder.changed_since(folder, [_in_run_toml(edited)], doing="be used")
     return plan
 
 

@@ -51,7 +51,7 @@ def make(group: dict[str, Any]) -> None:
         "full": json.loads((composed / "scores.json").read_text()),
         "interference": json.loads((composed / "interference.json").read_text()),
         "after_revocation": json.loads((rest / "scores.json").read_text()),
-        "back": json.loads(revoked),
+        "back": json.loads(revoked)[1]["scores"],
     }
     keep(place, value)
 
@@ -87,12 +87,11 @@ def _verdict(group: dict[str, Any], value: dict[str, Any]) -> list[str]:
         deep = [f"{percent(fall)} points"] if fall > group["fall_at_most"] + 1e-9 else []
         limit = f"{name.upper()} falls by at most {percent(group['fall_at_most'])} points ({percent(fall)})"
         lines.append(target(limit, deep))
-    ua = score(value["back"], f"ua[{group['revoke']}]")
-    distance = abs(ua["after"] - ua["before"])
+    ua = next(entry for entry in value["back"] if entry["name"] == f"ua[{group['revoke']}]")
+    distance = abs(ua["without"] - ua["untouched"])
     limit = group["back_within"]
     text = f"After `{value['revoked']}`, {group['revoke']} is back within {percent(limit)} points of the base"
-    found = (
-        f"recognised on {percent(1 - ua['after'])} % of its images, before all edits on {percent(1 - ua['before'])} %"
-    )
+    now, once = percent(1 - ua["without"]), percent(1 - ua["untouched"])
+    found = f"recognised on {now} % of its images, before all edits on {once} %"
     lines.append(target(f"{text} ({found})", [f"{percent(distance)} points"] if distance > limit + 1e-9 else []))
     return lines

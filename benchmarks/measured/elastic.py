@@ -64,7 +64,24 @@ def render(group: dict[str, Any]) -> list[str]:
         cells = [f"`{value['command']}`", *(score_cell(score(value["full"], name)) for name in ("ua", "ira", "cra"))]
         cells += [f"{value['edit_bytes'] / 1000:.0f}", f"{percent(value['edit_bytes'] / largest)} %"]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", *_verdict(group, values, largest)]
+    lines += ["", *_searched(values)]
+    return [*lines, *_verdict(group, values, largest)]
+
+
+def _searched(values: list[dict[str, Any]]) -> list[str]:
+    """Say what the search looked at and what it took."""
+    for value in values:
+        if value["search"]:
+            search = value["search"]
+            trials, chosen = search["trials"], next(each for each in search["trials"] if each["chosen"])
+            front = sum(each["front"] for each in trials)
+            scores = ", ".join(f"{name} {percent(after)} %" for name, after in chosen["scores"].items())
+            return [
+                f"The search measured {len(trials)} assignments of ranks on the {search['split']} split, {front} of them on "
+                f"the Pareto front, and took one of {chosen['bytes'] / 1000:.0f} kB ({scores} there).",
+                "",
+            ]
+    return []
 
 
 def _verdict(group: dict[str, Any], values: list[dict[str, Any]], largest: int) -> list[str]:

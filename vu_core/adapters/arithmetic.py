@@ -178,11 +178,12 @@ def _check_arguments(edits: Sequence[Edit], weights: Sequence[float], strategy: 
     first = edits[0]
     for edit in edits[1:]:
         if (edit.base, edit.parents) != (first.base, first.parents):
-            made = [each.base[:12] or "(not named)" for each in (first, edit)]
-            on = "weights" if edit.base != first.base else "edits of the same weights"
+            on = "edits of the same weights"
+            if edit.base != first.base:
+                on = f"weights ({first.base[:12] or '(not named)'} and {edit.base[:12] or '(not named)'})"
             raise EditError(
                 "VU-E053",
-                f"The edits cannot be combined: they were made on different {on} ({made[0]} and {made[1]}).",
+                f"The edits cannot be combined: they were made on different {on}.",
                 "Combine edits of runs that began with the same model.",
             )
 
@@ -259,7 +260,7 @@ def _side_by_side(name: str, terms: Sequence[tuple[LowRank, float]]) -> LowRank:
     columns = [part.B.cpu().double() * (weight * part.alpha / part.rank) for part, weight in terms]
     b = torch.cat(columns, dim=1).to(dtype)
     a = torch.cat([part.A.cpu().to(dtype) for part, _ in terms])
-    check_finite(name, b)
+    check_finite(name, a, b)
     return LowRank(A=a, B=b, alpha=float(a.shape[0]), mask=terms[0][0].mask)
 
 
@@ -317,6 +318,7 @@ def _orthogonal(name: str, terms: Sequence[Term], network: nn.Module | None) -> 
     kept: list[tuple[Tensor, Tensor]] = []  # direction, and its share of each change
     for row, (part, weight) in enumerate(terms):
         delta = exact_delta(name, part, network).flatten()
+        check_finite(name, delta)  # NaN is below every bound and would be left out in silence
         rest, shares = delta.clone(), torch.zeros_like(weights)
         shares[row] = 1.0
         for direction, its_shares in kept:

@@ -18,6 +18,7 @@ from vu_canvas.dataset import Canvas, CanvasConfig, CanvasJudge
 from vu_canvas.model import CanvasDiffusion, CanvasDiffusionConfig
 from vu_canvas.render import OBJECTS, SPLITS, STYLES, render
 from vu_core import DataError, ModelError
+from vu_core.adapters import LoraConfig
 from vu_core.config import Override
 from vu_core.plugins import discover
 from vu_core.stages.read import read
@@ -63,6 +64,10 @@ class TestFadeSparseModuleRecipe(RecipeTests):
 
 class TestFadeSparseWeightRecipe(RecipeTests):
     target = "vu_canvas:recipes/fade-sparse-weight.toml"
+
+
+class TestNegationRecipe(RecipeTests):
+    target = "vu_canvas:recipes/lora-negation.toml"
 
 
 def canvas(**settings: Any) -> Canvas:
@@ -182,7 +187,12 @@ def test_everything_is_registered_once_and_by_default() -> None:
         getattr(entry_point, f"vu_register_{hook}")(register)
     assert found["canvas"]["default"] is True
     assert found["canvas-diffusion"]["default"] is True
-    assert sum(name.startswith("canvas-diffusion-fade") for name in found) == 3
+    assert {name.removeprefix("canvas-diffusion-") for name in found if name.startswith("canvas-diffusion-")} == {
+        "fade",
+        "fade-sparse-module",
+        "fade-sparse-weight",
+        "lora-negation",
+    }
 
 
 def test_model_tells_its_own_name_and_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,15 +215,19 @@ def test_a_package_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.M
         CanvasJudge()
 
 
-@pytest.mark.parametrize("method", ["fade", "fade-sparse-module", "fade-sparse-weight"])
+@pytest.mark.parametrize("method", ["fade", "fade-sparse-module", "fade-sparse-weight", "lora-negation"])
 def test_recipes_are_understood_and_used(method: str) -> None:
     """Every key of a recipe is a setting of its method, and a run without flags uses it."""
     recipe = tomllib.loads((files("vu_canvas") / "recipes" / f"{method}.toml").read_text(encoding="utf-8"))
     config = structure(read(None, [Override("unlearner.method", method, "--method")]), discover())
     assert (recipe["recipe"]["model"], recipe["recipe"]["method"]) == ("canvas-diffusion", method)
+    own = {key: value for key, value in recipe["unlearner"].items() if not isinstance(value, dict)}
+    assert {key: getattr(config.unlearner.config, key) for key in own} == own
     for key, value in recipe["unlearner"]["training"].items():
         assert getattr(config.unlearner.config.training, key) == value
         assert f"canvas-diffusion-{method}" in config.origins[f"unlearner.training.{key}"]
     assert config.parameters is not None
     assert config.parameters.name == recipe["unlearner"]["parameters"]["name"]
-    assert config.parameters.config.rank == recipe["unlearner"]["parameters"]["rank"]
+    table = recipe["unlearner"]["parameters"]
+    assert config.parameters.config.rank == table["rank"]
+    assert config.parameters.config.targets == tuple(table.get("targets", LoraConfig().targets))

@@ -201,7 +201,7 @@ def test_an_adapter_on_another_layer(
 ) -> None:
     """Also one that does nothing, which no output shows."""
     edit = make_edit(model, rank=2, alpha=6.0)
-    name, part = list(edit)[0]
+    name, part = next(iter(edit))
     more = attrs.evolve(edit, parts={**edit.parts, name: attrs.evolve(part, B=part.B * 0)})
     less = attrs.evolve(edit, parts={other: part for other, part in edit if other != name})
     exporter = plugin(plugin.Config())

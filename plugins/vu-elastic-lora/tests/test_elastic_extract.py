@@ -20,6 +20,7 @@ from vu_cli import main
 from vu_core.adapters import load_edit
 from vu_core.plugins import Plugins, discover
 from vu_core.testing import toy_plugin
+from vu_elastic_lora.reading import PICKLES
 
 LINE = ["unlearn", "--method", "toy-distillation", "--model", "toy", "--data", "toy", "--forget", "colour:red"]
 LINE += ["--seed", "3", "--quiet"]
@@ -91,6 +92,8 @@ def test_a_version_is_a_run_of_its_own(vu, finished, version, rank):
     assert (row["groups"], row["ranks"]) == (2, f"2 x {rank}")
     assert row["super bytes"] == Path("out/super/edit.safetensors").stat().st_size
     assert row["sub bytes"] == Path("out/sub/edit.safetensors").stat().st_size
+    assert len(table["notes"]) == 1
+    assert not {path.suffix for path in Path("out").rglob("*")} & set(PICKLES)
 
 
 def test_the_folder_names_the_groups_and_the_run_repeats(vu, finished):
@@ -125,7 +128,9 @@ def test_a_file_says_the_rank_of_every_group(vu, finished):
 
 @pytest.mark.parametrize("version", ["maximal", "minimal"])
 def test_a_run_without_elasticity_has_one_rank(vu, finished, version):
-    assert vu("extract", finished["lora"], "--rank", version, "--out", "out").status == 0
+    done = vu("extract", finished["lora"], "--rank", version, "--out", "out", "--json")
+    assert done.status == 0, done.err
+    assert "nothing was cut" in json.loads(done.out)[-1]["notes"][-1]
     whole, part = load_edit(finished["lora"] / "edit.safetensors"), load_edit(Path("out/sub/edit.safetensors"))
     assert all(torch.equal(part.parts[name].A, large.A) for name, large in whole)
     assert json.loads(Path("out/elastic_adapter_config.json").read_text())[0]["search_space"] == [4]

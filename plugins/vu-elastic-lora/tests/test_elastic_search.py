@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from itertools import product
 
 import attrs
@@ -258,6 +259,18 @@ def test_of_equally_small_ones_the_better_one_is_chosen():
 def test_the_front_holds_what_nothing_beats():
     found = made((8, 80, 0.9), (4, 40, 0.9), (2, 20, 0.7), (1, 20, 0.7), (3, 30, 0.6))
     assert [trial.ranks[0] for trial in found.front()] == [2, 1, 4]
+
+
+def test_the_front_is_that_of_plain_comparison_and_holds_the_choice():
+    both, draw = (Objective("ua", "up", "fraction"), Objective("loss", "down", "mse")), random.Random(0)
+    for _ in range(40):
+        rows = [(n, draw.randrange(4), draw.randrange(3), draw.randrange(3)) for n in range(10, 0, -1)]
+        beaten = {
+            b[0] for a in rows for b in rows if a[1] <= b[1] and a[2] >= b[2] and a[3] <= b[3] and a[1:] != b[1:]
+        }
+        found = made(*rows, objectives=both, tolerance=1.0)
+        assert {trial.ranks[0] for trial in found.front()} == {row[0] for row in rows} - beaten
+        assert found.chosen() in found.front()
 
 
 def test_the_record_holds_every_trial_and_the_choice():

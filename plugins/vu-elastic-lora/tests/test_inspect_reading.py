@@ -11,6 +11,7 @@ import inspect_adapters as hand
 import pytest
 import torch
 from inspect_adapters import BLOCK, CONV, OUT
+from safetensors.torch import save_file
 
 from vu_core import Edit, EditError, LowRank, Replace, Sparse
 from vu_core.adapters import save_edit
@@ -275,11 +276,17 @@ def test_an_edit_of_vu_with_a_changed_number(tmp_path):
     refused(path, "VU-E034", "edit.safetensors")
 
 
+def test_an_edit_of_vu_with_a_header_that_has_no_end(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "edit.safetensors", metadata={"vu": "[" * 100_000})
+    refused(tmp_path / "edit.safetensors", "VU-E031", "edit.safetensors")
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
         ("{", "no JSON"),
         ("[1]", "no table"),
+        ("[" * 100_000, "no JSON"),
         ({"r": 2}, "'lora_alpha' of its configuration is None"),
         ({"lora_alpha": 2}, "'r' of its configuration is None"),
         ({"r": 2, "lora_alpha": "4"}, "'lora_alpha' of its configuration is '4'"),

@@ -1,10 +1,12 @@
 """Sums in which a direction that several edits share counts once."""
 
+import math
+
 import attrs
 import pytest
 import torch
 
-from vu_core import Edit, LowRank, Replace, Sparse
+from vu_core import Edit, EditError, LowRank, Replace, Sparse
 from vu_core.adapters import combined, edit_digest
 from vu_core.adapters.deltas import exact_delta
 
@@ -123,6 +125,25 @@ def test_changes_of_zero_take_no_part(kind):
             assert torch.equal(made.parts[name].A, wanted.parts[name].A)
             assert torch.equal(made.parts[name].B, wanted.parts[name].B)
     assert W not in made_orthogonal([zero, zero]).parts
+
+
+@pytest.mark.parametrize("strategy", ["sum", "orthogonal"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_change_that_is_no_number_is_refused_and_not_left_out(kind, strategy):
+    first, broken = edits(kind, 2)
+    wrong = {name: spoiled(each) for name, each in broken}
+    for order in ([first, attrs.evolve(broken, parts=wrong)], [attrs.evolve(broken, parts=wrong), first]):
+        with pytest.raises(EditError) as caught:
+            combined(order, [1.0, 1.0], strategy=strategy, network=network())
+        assert caught.value.code == "VU-E052"
+
+
+def spoiled(each):
+    """Return the part with one number that is none; of low-rank parts in A."""
+    field = {LowRank: "A", Sparse: "values", Replace: "tensor"}[type(each)]
+    numbers = getattr(each, field).clone()
+    numbers.view(-1)[0] = math.nan
+    return attrs.evolve(each, **{field: numbers})
 
 
 def test_tensors_are_made_orthogonal_one_by_one():

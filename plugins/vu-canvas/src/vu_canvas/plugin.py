@@ -28,7 +28,7 @@ def vu_register_datasets(register: Register) -> None:
 @hookimpl
 def vu_register_recipes(register: Register) -> None:
     """Name the settings that were tuned for (canvas-diffusion, method)."""
-    for method in ("fade", "fade-sparse-module", "fade-sparse-weight"):
+    for method in ("fade", "fade-sparse-module", "fade-sparse-weight", "lora-negation"):
         register(
             f"canvas-diffusion-{method}",
             f"vu_canvas:recipes/{method}.toml",

@@ -221,9 +221,12 @@ def _only_weighty(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
 def _sizes(groups: Sequence[RankGroup], ranks: dict[str, int], whole: int, part: int, out: Path) -> Table:
     """Return the ranks of the extracted adapter and what it weighs beside the whole one."""
     chosen = gathered(groups, ranks)
+    notes = [f"Written to {out}: super/ holds the whole adapter, sub/ the run of the extracted one."]
+    if all(len(group.search_space) == 1 for group in groups):
+        notes.append("It was trained at one rank, so nothing was cut; --parameters elastic-lora trains several.")
     return Table(
         "Extracted",
         ("groups", "ranks", "super bytes", "sub bytes", "share"),
         ((len(groups), ranks_text(chosen), whole, part, f"{100 * part / whole:.0f} %"),),
-        (f"Written to {out}: super/ holds the whole adapter, sub/ the run of the extracted one.",),
+        tuple(notes),
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vu_core import Table
+from vu_elastic_lora.reading import read_adapter
+from vu_elastic_lora.sparsity import THRESHOLD, report, totals, tuned_below
 
 if TYPE_CHECKING:
     from vu_elastic_lora.reading import Adapter
@@ -46,7 +48,7 @@ def _not_empty(_context: click.Context, _parameter: click.Parameter, value: str)
 @click.option(
     "--threshold",
     type=float,
-    default=1e-6,
+    default=THRESHOLD,
     show_default=True,
     metavar="SIZE",
     callback=_at_least_zero,
@@ -58,9 +60,6 @@ def inspect(adapter: Path, threshold: float) -> list[Table]:
     RUN|FILE is a run folder, an edit.safetensors, a LoRA file of diffusers, peft or kohya, or a folder with one of
     these. Nothing is downloaded, and no model is loaded.
     """
-    from vu_elastic_lora.reading import read_adapter
-    from vu_elastic_lora.sparsity import report
-
     found = read_adapter(adapter)
     reports = [report(change, threshold) for change in found.changes]
     return [_modules(reports), _totals(found, reports, threshold)]
@@ -71,8 +70,6 @@ def _modules(reports: list[ModuleReport]) -> Table:
 
 
 def _totals(found: Adapter, reports: list[ModuleReport], threshold: float) -> Table:
-    from vu_elastic_lora.sparsity import totals
-
     total = totals(reports)
     rows: list[tuple[str, Any]] = [
         ("file", str(found.file)),
@@ -107,8 +104,6 @@ def _ranks(ranks: dict[int, int]) -> str:
 
 def _share(found: Adapter, reports: list[ModuleReport]) -> list[tuple[str, float]]:
     """Return the tuned share of the denoiser, where the file says how large that is."""
-    from vu_elastic_lora.sparsity import tuned_below
-
     name, size = found.facts.get("denoiser"), found.facts.get("denoiser_parameters")
     if not isinstance(name, str) or not isinstance(size, int) or size < 1:
         return []

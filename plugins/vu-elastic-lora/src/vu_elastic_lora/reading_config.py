@@ -78,7 +78,7 @@ def lora_facts(file: Path, metadata: Mapping[str, str]) -> dict[str, LoraFacts]:
 def _table(path: Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, f"its configuration is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise damaged(path, "its configuration is no table")
