@@ -94,7 +94,7 @@ def _page(made: Export, warnings: tuple[str, ...]) -> Page:
         [f"  warning: {text}" for text in warnings],
     )
     text = "\n\n".join("\n".join(block) for block in blocks if block)
-    return Page(text, {**document.content(made), "warnings": list(warnings)})
+    return Page(text, {**document.content(made), "warnings": list(warnings)}, wrapped=False)
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -7,12 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import attrs
 
 from vu_cli import numbers
 from vu_core import Event
+
+if TYPE_CHECKING:
+    from vu_core import RunRecord
 
 PLAIN_SECONDS = 15.0
 """A plain line at least this often while something moves."""

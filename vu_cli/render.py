@@ -209,7 +209,7 @@ class LiveWatcher:
 
 def _renderable(noun: Any, width: int) -> RenderableType:
     if isinstance(noun, Page):
-        return Text(noun.text)
+        return Text(noun.text) if noun.wrapped else Text(noun.text, no_wrap=True, overflow="ignore")
     if isinstance(noun, Table):
         return _table(noun, width)
     if isinstance(noun, Evidence):

@@ -84,10 +84,12 @@ class Page:
 
     Args:
         text: what a reader sees; facts: the same for ``--json``.
+        wrapped: lines that are too long may be broken; those of code must not.
     """
 
     text: str
     facts: dict[str, Any]
+    wrapped: bool = True
 
 
 @attrs.frozen

@@ -50,7 +50,8 @@ class Tuned:
         """Return the trials as a table, with what follows from them.
 
         Args:
-            file: where they were written, if they could be; warnings: what a reader must know.
+            file: where they were written, if they could be.
+            warnings: what a reader must know.
         """
         found = self.found
         asked = [(bound, "") for bound in found.targets] + [(bound, "change of ") for bound in found.keeps]

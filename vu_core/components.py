@@ -17,15 +17,12 @@ from vu_core.event import stage
 from vu_core.interference import Interference
 from vu_core.plan import Plan
 from vu_core.score import Scorecard
-from vu_core.workbench import Component, Workbench, components_of
+from vu_core.workbench import METHOD, Component, Workbench, components_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vu_core.plugins import Plugins
-
-METHOD = "composition"
-"""The unlearner of composed runs."""
 
 
 @attrs.frozen(eq=False)
@@ -103,8 +100,9 @@ def gathered(
         strategy: how they will be added up.
 
     Raises:
-        ConfigError: the weights do not fit (``VU-C127``), a concept would be forgotten twice (``VU-C129``), the runs
-            do not belong together (``VU-C130``), or a composition was made with another strategy (``VU-C132``).
+        ConfigError: the weights do not fit (``VU-C127``), nothing would change (``VU-C128``), a concept would be
+            forgotten twice (``VU-C129``), the runs do not belong together (``VU-C130``), or a composition was made with
+            another strategy (``VU-C132``).
         RecordError, EditError: as `taken_apart`.
     """
     factors = _checked_weights(folders, weights)
@@ -122,6 +120,12 @@ def gathered(
             )
     weighted = [mixture.times(factor) for (mixture, _), factor in zip(parts, factors, strict=True)]
     _check_concepts(folders, weighted)
+    if [weight for mixture in weighted for weight in mixture.weights] == [1.0]:
+        raise ConfigError(
+            "VU-C128",
+            f"{str(folders[0])!r} is a single edit, which would stay as it is.",
+            "Name two runs or more; --weights makes a single one stronger or weaker.",
+        )
     components = tuple(component for mixture in weighted for component in mixture.components)
     return Mixture(components, tuple(weight for mixture in weighted for weight in mixture.weights), strategy)
 

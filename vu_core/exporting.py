@@ -161,7 +161,7 @@ def configured(entry: Entry, settings: Mapping[str, Any]) -> Exporter[Any]:
         which = ((inside.lstrip(".") or "of the format", text) for inside, text in mismatch.found)
         raise ConfigError(
             "VU-C126",
-            " ".join(f"The setting {name} of {entry.name!r}: {text}." for name, text in which),
+            " ".join(f"The setting {name} of {entry.name!r} {text}." for name, text in which),
             f"`vu describe {entry.name}` lists its settings.",
             where=f"exporter {entry.name!r}",
         ) from mismatch

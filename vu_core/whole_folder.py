@@ -20,7 +20,8 @@ _NAME = 40  # characters of the name that the staging folder repeats: all of a l
 def whole_folder(out: Path) -> Iterator[Path]:
     """Yield an empty staging folder beside ``out``, and rename it to ``out`` at the end.
 
-    Whatever ends the block early, Ctrl-C too, takes the staging folder away: then nothing is left.
+    Whatever ends the block early, Ctrl-C too, takes the staging folder away: then nothing is left. Only a process that
+    is killed leaves it, under a name that begins with a dot and ends in ``.part``.
 
     Args:
         out: a folder that does not exist, or an empty one; parents that are missing are made at the end.

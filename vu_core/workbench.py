@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vu_core.stages.bench import Bench
 
 
+METHOD = "composition"
+"""The unlearner of composed runs."""
 CONCEPTS = "concepts.json"
 """Tells in ``sources/`` of a composed run what each of its edits forgets."""
 CONCEPTS_FORMAT = 1
@@ -196,7 +198,7 @@ def compose(
     _check_one_base(components)
     chosen = tuple(1.0 for _ in components) if weights is None else tuple(weights)
     told = {
-        "method": "composition",
+        "method": METHOD,
         "sources": "",
         "digests": [edit_digest(component.edit) for component in components],
         "weights": list(chosen),
@@ -253,7 +255,7 @@ def _concepts(components: Sequence[Component]) -> str:
 
 
 def components_of(folder: Path, digests: Sequence[str]) -> tuple[Component, ...]:
-    """Return the edits that a run of the method ``composition`` was made of, in order.
+    """Return the edits that a composed run was made of, in order.
 
     Args:
         folder: the run folder.
@@ -320,5 +322,5 @@ def _like(
     values = {key: value for key, value in raw.values.items() if key not in gone}
     origins = {key: place for key, place in raw.origins.items() if key.partition(".")[0] not in gone}
     values["unlearner"] = dict(unlearner)
-    origins |= {f"unlearner.{key}": "composition" for key in unlearner}
+    origins |= {f"unlearner.{key}": METHOD for key in unlearner}
     return RawConfig(values, origins, raw.replaced)

@@ -77,7 +77,7 @@ def _searched(values: list[dict[str, Any]]) -> list[str]:
             front = sum(each["front"] for each in trials)
             scores = ", ".join(f"{name} {percent(after)} %" for name, after in chosen["scores"].items())
             return [
-                f"The search measured {len(trials)} assignments of ranks on the {search['split']} split, {front} of them on "
+                f"The search tried {len(trials)} assignments of ranks on {search['split']} seeds, {front} of them on "
                 f"the Pareto front, and took one of {chosen['bytes'] / 1000:.0f} kB ({scores} there).",
                 "",
             ]

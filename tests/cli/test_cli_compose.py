@@ -56,7 +56,7 @@ def test_the_numbers_of_the_tables_are_kept_and_printed_as_json(vu, slots, erase
     record, interference = json.loads(done.out)
     assert record["method"] == "composition"
     assert record["forget"] == ["slot:0", "slot:1"]
-    assert interference == json.loads(Path("both/interference.json").read_text())
+    assert interference == {**json.loads(Path("both/interference.json").read_text()), "warnings": []}
     assert (interference["split"], interference["seeds"]) == ("held-out", 1)
     first, second = interference["edits"]
     assert first["alone"] == second["all_without_it"]  # of two, each is what the other one leaves
@@ -69,7 +69,7 @@ def test_each_edit_is_measured_alone_and_left_out_once(vu, slots, erased):
     from vu_toy_slots.parts import Shown
 
     runs = [erased(slot) for slot in "012"]
-    for words, times in ((runs[:1], 1), (runs[:2], 1 + 2), (runs, 1 + 3 + 3), ([*runs, "--no-interference"], 1)):
+    for words, times in (([runs[0], "--weights", "2"], 1), (runs[:2], 1 + 2), (runs, 1 + 3 + 3), ([*runs, "--no-interference"], 1)):
         Shown.asked.clear()
         assert vu("compose", *words, plugins=slots).status == 0
         assert len(Shown.asked) == times
@@ -144,6 +144,7 @@ def test_wrong_usage_is_told_before_anything_is_made(vu, slots, erased):
     a, b = erased("0"), erased("1")
     for words, code, text in (
         ((), "VU-C120", "Missing argument"),
+        ((a,), "VU-C128", "'0' is a single edit"),
         ((a, b, "--weights", "1"), "VU-C127", "2 runs, but 1 weights"),
         ((a, b, "--weights", "1,0"), "VU-C127", "The weight of '1' is 0"),
         ((a, b, "--weights", "1,x"), "VU-C120", "'x' is not a valid float"),
@@ -219,17 +220,51 @@ def test_ctrl_c_leaves_a_run_that_resume_completes(vu, slots, erased, stopper):
     stopped = vu("compose", a, b, "--out", "new", plugins=slots)
     assert stopped.status == 130
     last = stopped.err.splitlines()[-1]
-    assert last == "interrupted; continue with: vu unlearn --resume new"
+    assert last == "interrupted; continue with: vu unlearn --resume new, then: vu compose new"
     stopper.stage = ""
-    resumed = vu(*last.split("vu ")[1].split(), plugins=slots)
+    resumed = vu("unlearn", "--resume", "new", plugins=slots)
     assert resumed.status == 0, resumed.err
     assert Path("new/edit.safetensors").read_bytes() == Path("whole/edit.safetensors").read_bytes()
+    assert not Path("new/interference.json").exists()
+    again = vu("compose", "new", "--out", "again", plugins=slots)
+    assert again.status == 0, again.err
+    for file in ("edit.safetensors", "interference.json"):
+        assert Path("again", file).read_bytes() == Path("whole", file).read_bytes()
 
 
-def test_ctrl_c_while_edits_are_measured_alone_leaves_a_complete_run(vu, slots, erased, stopper):
+@pytest.mark.parametrize("strategy", ["sum", "orthogonal"])
+def test_ctrl_c_while_edits_are_measured_alone_leaves_a_complete_run(vu, slots, erased, stopper, strategy):
     a, b = erased("0"), erased("1")
     stopper.stage = "measure slot:0 alone"
-    stopped = vu("compose", a, b, "--out", "new", plugins=slots)
-    assert (stopped.status, stopped.err.splitlines()[-1]) == (130, "interrupted")
+    stopped = vu("compose", a, b, "--strategy", strategy, "--out", "new", plugins=slots)
+    assert stopped.status == 130
     assert scores(Path("new"))["ua"] == 1.0
+    assert not Path("new/interference.json").exists()
+    line = stopped.err.splitlines()[-1]
+    assert line.startswith("interrupted; continue with: vu compose ")
+    stopper.stage = ""
+    again = vu(*line.split(": vu ")[1].split(), "--out", "again", plugins=slots)
+    assert again.status == 0, again.err
+    assert Path("again/edit.safetensors").read_bytes() == Path("new/edit.safetensors").read_bytes()
+    assert Path("again/interference.json").exists()
+
+
+def test_ctrl_c_without_interference_asks_for_nothing_further(vu, slots, erased, stopper):
+    a, b = erased("0"), erased("1")
+    stopper.stage = "measure"
+    stopped = vu("compose", a, b, "--no-interference", "--out", "new", plugins=slots)
+    assert stopped.err.splitlines()[-1] == "interrupted; continue with: vu unlearn --resume new"
+
+
+def test_a_run_is_shown_although_its_edits_cannot_be_measured_alone(vu, slots, erased, monkeypatch):
+    from vu_core import MeasureError
+
+    def fails(*_others):
+        raise MeasureError("VU-S091", "There is nothing to measure.", "Try again.")
+
+    monkeypatch.setattr("vu_core.components.interference", fails)
+    done = vu("compose", erased("0"), erased("1"), "--out", "new", "--json", plugins=slots)
+    assert (done.status, "Error VU-S091" in done.err) == (10, True)
+    (record,) = json.loads(done.out)
+    assert record["folder"] == "new"
     assert not Path("new/interference.json").exists()

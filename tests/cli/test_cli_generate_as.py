@@ -101,3 +101,8 @@ def test_wrong_usage_writes_nothing(vu, slots, erased, words):
     done = vu("generate", "0", "slot 0", "--out", "x.png", *words, plugins=slots)
     assert (done.status, "VU-C120" in done.err) == (2, True)
     assert not Path("x.png").exists()
+
+
+def test_the_help_shows_no_range_where_there_is_none(vu, slots):
+    text = " ".join(vu("generate", "--help", plugins=slots).out.split())
+    assert "0 is none, 1 what was trained, -1 its opposite. --seed N" in text

@@ -116,6 +116,20 @@ def test_a_source_that_was_swapped_is_refused_and_leaves_nothing(vu, slots, comp
     assert (status, "VU-E065" in err) == (9, True), err
 
 
+def test_a_run_is_shown_although_the_old_evaluation_fails(vu, slots, composed, monkeypatch):
+    from vu_core import MeasureError
+    from vu_core.workbench import Workbench
+
+    def fails(*_others):
+        raise MeasureError("VU-S091", "There is nothing to measure.", "Try again.")
+
+    monkeypatch.setattr(Workbench, "measure", fails)
+    done = vu("revoke", composed, "slot:0", "--out", "rest", "--json", plugins=slots)
+    assert (done.status, "Error VU-S091" in done.err) == (10, True)
+    (record,) = json.loads(done.out)
+    assert record["folder"] == "rest"
+
+
 def test_ctrl_c_leaves_a_run_that_resume_completes(vu, slots, composed, stopper):
     vu("revoke", composed, "slot:0", "--out", "whole", plugins=slots)
     stopper.stage = "unlearn"

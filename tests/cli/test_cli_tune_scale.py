@@ -47,7 +47,7 @@ def test_json_and_the_file_hold_every_trial(vu, slots, erased):
     words = (run, "--target", "ua=95%,shown=0.1", "--keep", "ira=-2%", "--seeds", "3", "--high", "1.5", "--json")
     (evidence,) = json.loads(tune(vu, slots, *words).out)
     stored = json.loads(Path("0/tuned-scale.json").read_text())
-    assert evidence == {**stored, "file": "0/tuned-scale.json"}
+    assert evidence == {**stored, "file": "0/tuned-scale.json", "warnings": []}
     assert (stored["format"], stored["split"], stored["seeds"]) == (1, "validation", 3)
     assert stored["targets"] == {"ua": 0.95, "shown": 0.1}
     assert stored["keeps"] == {"ira": -0.02}
@@ -58,6 +58,34 @@ def test_json_and_the_file_hold_every_trial(vu, slots, erased):
     assert (untouched["scale"], untouched["targets"]) == (0.0, {"ua": 0.0, "shown": 1.0})
     tune(vu, slots, *words)
     assert sorted(path.name for path in run.glob("tuned-scale*")) == ["tuned-scale.2.json", "tuned-scale.json"]
+
+
+def test_what_was_measured_is_shown_although_it_cannot_be_written(vu, slots, erased, monkeypatch):
+    from vu_core import RecordError
+
+    def full(folder, stem, text):
+        raise RecordError("VU-R055", "The disk is full.", "Free some space.", where=str(folder))
+
+    monkeypatch.setattr("vu_core.stages.record.write_beside", full)
+    done = tune(vu, slots, erased("0"), "--target", "ua=0.6", "--out", "new", "--json")
+    assert (done.status, "Error VU-R055" in done.err) == (7, True)
+    (evidence,) = json.loads(done.out)
+    assert evidence["file"] is None
+    assert evidence["scale"] == pytest.approx(0.6, abs=0.02)
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--quiet"]])
+def test_data_that_has_changed_is_a_warning_whatever_is_printed(vu, slots, erased, words):
+    run = erased("0")
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["digest"] = "0" * 64
+    (run / "environment.json").write_text(json.dumps(environment))
+    done = tune(vu, slots, run, "--target", "ua=0.6", *words)
+    assert done.status == 0, done.err
+    told = json.loads(done.out)[0]["warnings"] if words == ["--json"] else [" ".join(done.out.split())]
+    assert len(told) == 1
+    assert "The data 'toy-slots' has changed since the run" in told[0]
 
 
 def test_a_target_that_no_scale_reaches_ends_with_6_after_the_table(vu, slots, erased):

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote
 
 import pytest
 
-from vu_core import Check, RecordError, Table, exporting
+from vu_core import Check, Event, RecordError, Table, exporting
 from vu_core.plugins import Plugins, discover
 
 TOKEN = "hf_stand_in"  # no token of anybody
@@ -252,6 +252,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def export(run: Path, to: str, out: Path, host: Any, on_event: Any, **asked: Any) -> exporting.Export:
         seen.update(run=run, to=to, out=out, **asked)
+        for _ in range(2):
+            on_event(Event("warning", "load", {"text": "The data has changed."}))
         for name, content in FILES.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
@@ -296,6 +298,7 @@ def test_what_arrives_is_what_was_exported_in_one_commit(
 ) -> None:
     done = vu("push", "runs/x", REPO, "--json")
     assert done.status == 0, done.err
+    assert json.loads(done.out)[0]["notes"] == ["warning: The data has changed."]
     assert [(c.repo, c.branch) for c in hub.commits] == [(REPO, "main")]
     assert hub.commits[0].files == FILES
     assert hub.repos[REPO]["private"] is False

@@ -165,6 +165,7 @@ BAD = {
     "default of a search": (["--search", "--default", "maximal"], 2, "--default belongs to --rank FILE"),
     "near miss": (["--rank", "minmal"], 2, "Did you mean 'minimal'"),
     "no such file": (["--rank", "ranks.json"], 2, "VU-C092"),
+    "an empty name": (["--rank", ""], 2, "'' is no version of the adapter and no file"),
     "a folder": (["--rank", "."], 2, "VU-C092"),
     "a name that is too long": (["--rank", "x" * 5000], 2, "VU-C092"),
     "the default of a limit": (["--rank", "minimal", "--trials", "24"], 2, "VU-C091"),

@@ -265,9 +265,7 @@ def test_the_front_is_that_of_plain_comparison_and_holds_the_choice():
     both, draw = (Objective("ua", "up", "fraction"), Objective("loss", "down", "mse")), random.Random(0)
     for _ in range(40):
         rows = [(n, draw.randrange(4), draw.randrange(3), draw.randrange(3)) for n in range(10, 0, -1)]
-        beaten = {
-            b[0] for a in rows for b in rows if a[1] <= b[1] and a[2] >= b[2] and a[3] <= b[3] and a[1:] != b[1:]
-        }
+        beaten = {b[0] for a in rows for b in rows if a[1] <= b[1] and a[2] >= b[2] and a[3] <= b[3] and a[1:] != b[1:]}
         found = made(*rows, objectives=both, tolerance=1.0)
         assert {trial.ranks[0] for trial in found.front()} == {row[0] for row in rows} - beaten
         assert found.chosen() in found.front()

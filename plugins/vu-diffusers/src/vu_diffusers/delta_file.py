@@ -17,7 +17,7 @@ from vu_core.adapters import apply_edit, check_fits, compose
 from vu_diffusers.export_files import check_there, read_by, write_all
 from vu_diffusers.folder import CLASSES
 from vu_diffusers.lora_layers import largest, require_content, same_tensor
-from vu_diffusers.probe import answers, comparison, wanted_of
+from vu_diffusers.probe import answers, comparison, precision_of, wanted_of
 
 FILE = "delta.safetensors"
 FORMAT = 1
@@ -95,8 +95,7 @@ class Delta:
                 errors.append(float((new[name].double() - wanted.double()).abs().max()) if wanted.numel() else 0.0)
         with apply_edit(model.network, Edit({name: Replace(tensor) for name, tensor in new.items()})):
             found = answers(model)
-        precisions = (parameter.dtype for parameter in model.network.parameters())
-        checks = comparison(found, wanted_of(model, edit), next(precisions, torch.float32))
+        checks = comparison(found, wanted_of(model, edit), precision_of(model.network))
         return (*checks, Check("tensors", largest(errors), 0.0))
 
     def usage(self, files: tuple[Path, ...], base: str) -> str:

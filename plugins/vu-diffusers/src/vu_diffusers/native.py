@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import attrs
-import torch
 
 from vu_core import Check, Edit, Model, Run, Source
 from vu_core.adapters import apply_edit, check_fits, edit_digest, load_edit, save_edit
 from vu_diffusers.export_files import check_there, write_all
 from vu_diffusers.lora_layers import require_content
-from vu_diffusers.probe import answers, comparison, wanted_of
+from vu_diffusers.probe import answers, comparison, precision_of, wanted_of
 
 FILE = "edit.safetensors"
 
@@ -59,7 +58,7 @@ class Native:
         again = load_edit(files[0])
         with apply_edit(model.network, again):
             found = answers(model)
-        checks = comparison(found, wanted_of(model, edit), torch.float32)
+        checks = comparison(found, wanted_of(model, edit), precision_of(model.network))
         return (*checks, Check("edit", float(edit_digest(again) != edit_digest(edit)), 0.0))
 
     def usage(self, files: tuple[Path, ...], base: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vu_core import Check, Classifier, Edit, Model, ModelError, TextToImage
 from vu_core.adapters import apply_edit
@@ -123,6 +123,11 @@ def comparison(found: Mapping[str, Tensor], wanted: Wanted, precision: torch.dty
         else Check(what, relative_error(found[what], tensor), TOLERANCE[precision])
         for what, tensor in wanted.answers.items()
     )
+
+
+def precision_of(network: nn.Module) -> torch.dtype:
+    """Return the precision of a network's first parameter; float32 when it has none."""
+    return next((parameter.dtype for parameter in network.parameters()), torch.float32)
 
 
 def coarser(*precisions: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +70,19 @@ def push(
     with host.watching() as on_event, tempfile.TemporaryDirectory(prefix="vu-push-") as place:
         folder = Path(place) / "export"
         address = repo if revision == MAIN else ""
+        warnings: list[str] = []
+
+        def heard(event: Event) -> None:
+            if event.type == "warning":  # belongs to the result, whoever looks at the progress
+                warnings.append(str(event.values.get("text", "")))
+            on_event(event)
+
         made = exporting.export(
             run,
             to,
             folder,
             host,
-            on_event,
+            heard,
             settings=told,
             scale=scale,
             densify=densify,
@@ -84,13 +92,14 @@ def push(
         on_event(Event("stage", "upload", {"state": "begin"}))
         uploaded = target.upload(folder, tuple(made.files), f"Add {made.title} ({made.format})", private=private)
         on_event(Event("stage", "upload", {"state": "end"}))
-    return _tables(made, uploaded)
+    return _tables(made, uploaded, warnings)
 
 
-def _tables(made: Export, uploaded: Uploaded) -> list[Table]:
+def _tables(made: Export, uploaded: Uploaded, warnings: Sequence[str]) -> list[Table]:
     checks = tuple((check.what, check.error, check.limit) for check in made.checks)
+    told = tuple(f"warning: {text}" for text in dict.fromkeys(warnings))
     return [
-        Table("Pushed", ("repository", "commit"), ((uploaded.address, uploaded.commit),)),
+        Table("Pushed", ("repository", "commit"), ((uploaded.address, uploaded.commit),), told),
         Table(f"As {made.format}", ("file", "bytes"), tuple(made.files.items()), made.changes),
         Table("Self-test", ("compared", "error", "limit"), checks),
     ]

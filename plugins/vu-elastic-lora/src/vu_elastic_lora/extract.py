@@ -153,7 +153,7 @@ def _chosen(rank: str, groups: Sequence[RankGroup], default: Version | None) -> 
         return assigned(groups, rank)
     there = False
     with suppress(OSError):  # a name that is too long, a folder that may not be looked into
-        there = Path(rank).exists()
+        there = rank != "" and Path(rank).exists()  # the empty path is the folder one is in
     if not there:
         raise ConfigError(
             "VU-C092",

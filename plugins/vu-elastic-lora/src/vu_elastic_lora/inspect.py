@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from vu_core import Table
-from vu_elastic_lora.reading import read_adapter
-from vu_elastic_lora.sparsity import THRESHOLD, report, totals, tuned_below
-
-if TYPE_CHECKING:
-    from vu_elastic_lora.reading import Adapter
-    from vu_elastic_lora.sparsity import ModuleReport
+from vu_elastic_lora.reading import Adapter, read_adapter
+from vu_elastic_lora.sparsity import THRESHOLD, ModuleReport, report, totals, tuned_below
 
 EPILOG = """\b
 Columns:
