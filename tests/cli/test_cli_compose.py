@@ -69,7 +69,12 @@ def test_each_edit_is_measured_alone_and_left_out_once(vu, slots, erased):
     from vu_toy_slots.parts import Shown
 
     runs = [erased(slot) for slot in "012"]
-    for words, times in (([runs[0], "--weights", "2"], 1), (runs[:2], 1 + 2), (runs, 1 + 3 + 3), ([*runs, "--no-interference"], 1)):
+    for words, times in (
+        ([runs[0], "--weights", "2"], 1),
+        (runs[:2], 1 + 2),
+        (runs, 1 + 3 + 3),
+        ([*runs, "--no-interference"], 1),
+    ):
         Shown.asked.clear()
         assert vu("compose", *words, plugins=slots).status == 0
         assert len(Shown.asked) == times

@@ -78,7 +78,7 @@ def test_what_was_written_compared_and_how_it_is_loaded_is_printed(vu, asked, ma
     assert "its strength is 0.5 of the trained one" in text
     assert "refitted to rank 4 by truncated SVD: the change of the weights is off by 3.1 %" in text
     assert "warning: The data has changed." in text
-    assert [f"    {line}".rstrip() for line in USAGE.splitlines()] == lines[-3:-1]  # no line is broken
+    assert [f"    {line}".rstrip() for line in USAGE.splitlines()] == lines[-5:-2]  # no line is broken
     assert all(line == line.rstrip() for line in lines)
 
 

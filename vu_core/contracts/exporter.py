@@ -66,7 +66,7 @@ class Exporter(Protocol[ConfigT]):
             Every file that was written.
 
         Raises:
-            EditError: when the format cannot express the edit, and when there is nothing to write; no file is left then.
+            EditError: when the format cannot express the edit, or there is nothing to write; no file is left then.
         """
         ...
 
