@@ -53,14 +53,12 @@ class SectionedCommand(Command):
                     formatter.write_dl(lines)
 
 
-class FiniteNumber(click.ParamType):
+class FiniteNumber(click.types.FloatParamType):
     """A number; click's own type lets ``nan`` and ``inf`` pass."""
-
-    name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number. Raises: click.BadParameter for anything else."""
-        number: float = click.FLOAT.convert(value, param, ctx)
+        number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return number
