@@ -142,17 +142,20 @@ def test_what_the_formats_cannot_express(plugin: type[Any], model: StableDiffusi
     rows = model.network.get_parameter(words).shape[0]
     for parts, said in (
         ({TO_Q: attrs.evolve(factors, mask=mask)}, "masked weight by weight"),
-        ({TO_Q: sparse}, "new tensor"),
+        ({TO_Q: sparse}, "is sparse"),
         ({TO_Q: Replace(torch.ones(32, 32))}, "new tensor"),
         ({TO_Q: factors, vae: LowRank(torch.ones(1, 16), torch.ones(16, 1), 1.0)}, "no weight of"),
         ({words: LowRank(torch.ones(1, 32), torch.ones(rows, 1), 1.0)}, "no linear map"),
         ({"unet.conv_in.bias": LowRank(torch.ones(1, 1), torch.ones(16, 1), 1.0)}, "no weight of"),
+        ({"unet.conv_in.bias": Sparse(torch.tensor([1]), torch.tensor([1.0]), (16,))}, "no weight of"),
     ):
         error = refusal(plugin, Edit(parts), model, run, tmp_path / "out")
         assert error.code == "VU-E070"
         assert said in error.problem
         assert all(word in error.remedy for word in ("native", "delta", "merged"))
-        assert ("--refit-rank" in error.remedy) == (said in ("masked weight by weight", "new tensor"))
+        assert ("--refit-rank" in error.remedy) == (
+            said in ("masked weight by weight", "is sparse")
+        )  # what can be refitted
 
 
 @pytest.mark.parametrize("plugin", [*LORA_FILES, Native, Delta, Merged], ids=lambda plugin: plugin.__name__)
@@ -248,6 +251,7 @@ def test_the_files_of_peft(model: StableDiffusion, make_edit: Any, run: Run, tmp
     both = Edit({**edit.parts, **words.parts})
     places = exporter.export(both, model, tmp_path / "unet", run)
     assert {file.relative_to(tmp_path / "unet").parts[0] for file in places} == {"text_encoder", "unet"}
+    assert "PeftModel.from_pretrained(pipe.unet, '.', subfolder='unet')" in exporter.usage(places, "base")
 
 
 def test_the_file_of_kohya(model: StableDiffusion, make_edit: Any, run: Run, tmp_path: Path) -> None:

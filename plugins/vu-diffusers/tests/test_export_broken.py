@@ -277,18 +277,18 @@ def test_the_largest_error_may_be_no_number() -> None:
 
 
 def test_what_outputs_cannot_show(run: Run, tmp_path: Path) -> None:
-    """In half precision a weak edit of half the strength is within the tolerance of outputs; the numbers tell."""
+    """In half precision outputs tolerate that a weak edit has lost 15 % of its strength; the numbers tell."""
     model = tiny_model()
     model.network.to(torch.bfloat16)
     model.dtype = torch.bfloat16
     edit = Edit({f"unet.{TO_Q}.weight": LowRank(torch.full((2, 32), 0.03), torch.full((32, 2), 0.03), 4.0)})
     for plugin, telling, change in (
-        (DiffusersLora, "factors", each(".lora_B", lambda t: t / 2)),
-        (Peft, "factors", each(".lora_B", lambda t: t / 2)),
-        (Kohya, "factors", each(".alpha", lambda t: t / 2)),
-        (Kohya, "tensors", each(".alpha", lambda t: t / 2)),
+        (DiffusersLora, "factors", each(".lora_B", lambda t: t * 0.85)),
+        (Peft, "factors", each(".lora_B", lambda t: t * 0.85)),
+        (Kohya, "factors", each(".alpha", lambda t: t * 0.85)),
+        (Kohya, "tensors", each(".alpha", lambda t: t * 0.85)),
         (Merged, "weights", each(TO_Q, lambda t: t * 1.01)),
-        (Delta, "tensors", each(".values", lambda t: t / 2)),
+        (Delta, "tensors", each(".values", lambda t: t * 0.85)),
     ):
         exporter = plugin(plugin.Config())
         files = exporter.export(edit, model, tmp_path / f"{plugin.__name__}-{telling}", run)

@@ -113,6 +113,18 @@ def test_models_in_half_precision(plugin: type[Any], dtype: torch.dtype, run: Ru
     assert errors(exporter.verify(exporter.export(edit, model, tmp_path, run), edit, model, run))["denoiser"] < 0.02
 
 
+def test_usage_of_native_for_other_models(run: Run, tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    model: Any = SimpleNamespace(facts=SimpleNamespace(name="other"), network=network)
+    exporter = Native(native.Config())
+    files = exporter.export(Edit({"bias": Replace(torch.ones(2))}), model, tmp_path, run)
+    usage = exporter.usage(files, "base")
+    assert "StableDiffusionPipeline" not in usage
+    place: dict[str, Any] = {"network": network, "inputs": torch.zeros(2)}
+    exec(usage.replace(repr(native.FILE), repr(str(files[0]))), place)
+    assert place["outputs"].tolist() == [1.0, 1.0]
+
+
 def test_native_keeps_everything(model: StableDiffusion, run: Run, tmp_path: Path) -> None:
     edit, exporter = every_kind(model), Native(native.Config())
     files = exporter.export(edit, model, tmp_path, run)
@@ -227,6 +239,7 @@ def test_delta_of_a_pipeline(
         ("no values", "VU-E071"),
         ("unknown tensor", "VU-E071"),
         ("position outside", "VU-E071"),
+        ("positions in rows", "VU-E071"),
         ("other shape", "VU-E071"),
         ("missing", "VU-E071"),
         ("another model", "VU-E072"),
@@ -278,6 +291,9 @@ def damage(file: Path, fault: str, model: ToyPainter) -> None:
             tensors["unet.time.weight.values"] = torch.ones(8, 1)
         case "position outside":
             tensors[indices] = torch.tensor([64], dtype=torch.int32)
+        case "positions in rows":
+            tensors[indices] = tensors[indices].reshape(1, 1)
+            tensors[indices.replace("indices", "values")] = torch.ones(1, 1)
         case "other shape":
             tensors["unet.time.bias.values"] = torch.ones(9)
     save_file(tensors, str(file), metadata=None if header is None else {"vu_delta": json.dumps(header)})

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from vu_core import Check, Edit, EditError, Model, Replace, Run, Source
 from vu_core.adapters import apply_edit, check_fits, compose
-from vu_diffusers.export_files import check_there, read_by, write_all
-from vu_diffusers.folder import CLASSES
+from vu_diffusers.export_files import check_there, of_pipeline, read_by, write_all
 from vu_diffusers.lora_layers import largest, require_content, same_tensor
 from vu_diffusers.probe import answers, comparison, precision_of, wanted_of
 
@@ -34,9 +33,10 @@ class Config:
 class Delta:
     """Write the change of every tensor, without factors and without the base: exact, for every edit of every model.
 
-    ``<name>.values`` has the change in float32, dense or, where that is smaller, of the numbers that change at all;
-    then ``<name>.indices`` has their positions in the flattened tensor. The sum is rounded to the precision of the
-    base. Where that gives a neighbour of the new number, ``<name>.rest.values`` has what is missing::
+    ``<name>.values`` has the change in float32 (float64 for a float64 base, int64 for whole numbers), dense or, where
+    that is smaller, of the numbers that change at all; then ``<name>.indices`` has their positions in the flattened
+    tensor. The sum is rounded to the precision of the base. Where that gives a neighbour of the new number,
+    ``<name>.rest.values`` has what is missing, at ``<name>.rest.indices``::
 
         new = round(base + values + rest)                       summed in float64
 
@@ -100,8 +100,7 @@ class Delta:
 
     def usage(self, files: tuple[Path, ...], base: str) -> str:
         """Return the lines that change a pipeline of diffusers, or any other module."""
-        names = read_delta(files[0])
-        if not all(name.partition(".")[0] in CLASSES for name in names):
+        if not of_pipeline(read_delta(files[0])):
             return (
                 "from vu_diffusers.delta_file import apply_delta\n\n"
                 f"apply_delta(network, {FILE!r})  # network: the torch.nn.Module of {base!r}\n"
@@ -187,7 +186,7 @@ def _change(name: str, shape: tuple[int, ...], stored: dict[str, Tensor]) -> Cha
         if term != name and f"{term}.values" not in stored:
             continue
         values, indices = stored.pop(f"{term}.values"), stored.pop(f"{term}.indices", None)
-        fits = tuple(values.shape) == shape if indices is None else values.shape == indices.shape
+        fits = tuple(values.shape) == shape if indices is None else values.shape == indices.shape == (len(values),)
         if not fits or (
             indices is not None and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < numel
         ):

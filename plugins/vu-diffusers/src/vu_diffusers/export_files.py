@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vu_core import EditError
+from vu_diffusers.folder import CLASSES
 from vu_diffusers.loading import DAMAGE, cause_of
 
 
@@ -42,6 +43,11 @@ def write_all(folder: Path, write: Callable[[Path], None]) -> tuple[Path, ...]:
         raise
     shutil.rmtree(staging)
     return tuple(folder / path for path in written)
+
+
+def of_pipeline(names: Iterable[str]) -> bool:
+    """Tell whether tensors belong to the components of a pipeline, by their names."""
+    return all(name.partition(".")[0] in CLASSES for name in names)
 
 
 def to_json(value: object) -> str:

@@ -94,9 +94,11 @@ def lora_factors(edit: Edit, model: Model, target: str) -> tuple[Factors, ...]:
     found = []
     for name, part in edit:
         check_fits(model.network, name, part)
-        problem = _problem(name, part, model.network, names)
+        misplaced = _misplaced(name, model.network, names)
+        problem = misplaced or _no_product(name, part)
         if problem or not isinstance(part, LowRank):
-            raise inexpressible(f"The LoRA format of {target}", problem, name, _remedy(part))
+            can_refit = not misplaced and not isinstance(part, Replace)
+            raise inexpressible(f"The LoRA format of {target}", problem, name, _remedy(can_refit))
         component, _, path = name.removesuffix(".weight").partition(".")
         shape = model.network.get_parameter(name).shape
         down = part.A.detach().reshape(part.rank, *shape[1:])  # (r, in) or (r, in, k_h, k_w)
@@ -105,13 +107,9 @@ def lora_factors(edit: Edit, model: Model, target: str) -> tuple[Factors, ...]:
     return tuple(found)
 
 
-def _problem(name: str, part: object, network: nn.Module, names: Mapping[int, list[str]]) -> str:
-    """Return why no LoRA file holds a part; nothing when one does."""
+def _misplaced(name: str, network: nn.Module, names: Mapping[int, list[str]]) -> str:
+    """Return why LoRA files have no place for a tensor; nothing when they have one."""
     path, _, leaf = name.rpartition(".")
-    if not isinstance(part, LowRank):
-        return f"the change of {name!r} is a new tensor, not a product of two factors"
-    if part.mask is not None and not bool(part.mask.all()):
-        return f"the change of {name!r} is masked weight by weight, and a masked product is not of low rank"
     if name.partition(".")[0] not in COMPONENTS or leaf != "weight":
         return f"{name!r} is no weight of {' or '.join(COMPONENTS)}"
     if not LoraLayer.supports(network.get_submodule(path)):
@@ -122,11 +120,19 @@ def _problem(name: str, part: object, network: nn.Module, names: Mapping[int, li
     return ""
 
 
-def _remedy(part: LowRank | Sparse | Replace) -> str:
-    exact = "a format that holds every edit exactly: native, delta or merged."
-    if isinstance(part, LowRank) and part.mask is None:
-        return f"Choose {exact}"
-    return f"Export the nearest change of low rank with --refit-rank R, or choose {exact}"
+def _no_product(name: str, part: LowRank | Sparse | Replace) -> str:
+    """Return why a change is no product of two factors; nothing when it is one."""
+    if not isinstance(part, LowRank):
+        kind = "sparse" if isinstance(part, Sparse) else "a new tensor"
+        return f"the change of {name!r} is {kind}, not a product of two factors"
+    if part.mask is not None and not bool(part.mask.all()):
+        return f"the change of {name!r} is masked weight by weight, and a masked product is not of low rank"
+    return ""
+
+
+def _remedy(can_refit: bool) -> str:
+    first = "Export the nearest change of low rank with --refit-rank R, or choose" if can_refit else "Choose"
+    return f"{first} a format that holds every edit exactly: native, delta or merged."
 
 
 def _names(network: nn.Module) -> dict[int, list[str]]:

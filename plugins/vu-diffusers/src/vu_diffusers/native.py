@@ -9,7 +9,7 @@ import attrs
 
 from vu_core import Check, Edit, Model, Run, Source
 from vu_core.adapters import apply_edit, check_fits, edit_digest, load_edit, save_edit
-from vu_diffusers.export_files import check_there, write_all
+from vu_diffusers.export_files import check_there, of_pipeline, write_all
 from vu_diffusers.lora_layers import require_content
 from vu_diffusers.probe import answers, comparison, precision_of, wanted_of
 
@@ -62,7 +62,14 @@ class Native:
         return (*checks, Check("edit", float(edit_digest(again) != edit_digest(edit)), 0.0))
 
     def usage(self, files: tuple[Path, ...], base: str) -> str:
-        """Return the lines that let a pipeline of diffusers compute with the edit."""
+        """Return the lines that let a pipeline of diffusers, or any other module, compute with the edit."""
+        if not of_pipeline(load_edit(files[0]).parts):
+            return (
+                "from pathlib import Path\n\n"
+                "from vu_core.adapters import apply_edit, load_edit\n\n"
+                f"with apply_edit(network, load_edit(Path({FILE!r}))):  # network: the torch.nn.Module of {base!r}\n"
+                "    outputs = network(inputs)\n"
+            )
         return (
             "from pathlib import Path\n\n"
             "import torch\n"

@@ -78,8 +78,8 @@ class Peft:
     def usage(self, files: tuple[Path, ...], base: str) -> str:
         """Return the lines of diffusers and peft."""
         components = [_component(path) for path in _configs(files)]
-        places = {component: "." if components == ["unet"] else component for component in components}
-        loading = "".join(f"PeftModel.from_pretrained(pipe.{name}, {place!r})\n" for name, place in places.items())
+        inside = {name: "" if components == ["unet"] else f", subfolder={name!r}" for name in components}
+        loading = "".join(f"PeftModel.from_pretrained(pipe.{name}, '.'{where})\n" for name, where in inside.items())
         return (
             "from diffusers import StableDiffusionPipeline\n"
             "from peft import PeftModel\n\n"

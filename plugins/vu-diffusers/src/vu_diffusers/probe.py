@@ -28,7 +28,11 @@ IMAGE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-
 """Largest mean absolute difference of an image's pixels per precision, unless the share below is larger."""
 
 IMAGE_SHARE = 0.2
-"""Largest difference of an image as a share of the difference that the edit makes."""
+"""Largest difference of an image as a share of the difference that the edit makes.
+
+Coarse, because sampling amplifies rounding. A strength that is slightly off shows in what every format compares
+besides: products of factors, weights, or the edit itself.
+"""
 
 _LARGEST = 16  # latent pixels along a side: enough for every layer, cheap at every size
 
