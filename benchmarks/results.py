@@ -16,7 +16,7 @@ import tomllib
 from typing import Any
 
 from measured import composition, elastic, runs
-from measured.common import ROOT
+from measured.making import ROOT
 
 PAGE = ROOT / "docs/reference/results.md"
 KINDS: dict[str, Any] = {"runs": runs, "elastic": elastic, "composition": composition}

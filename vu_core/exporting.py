@@ -110,10 +110,11 @@ def export(
             Whatever is raised, nothing is left behind.
     """
     from vu_core.stages.apply import check_base
+    from vu_core.stages.load import with_settings
 
     changes = _checked_changes(scale, densify, refit_rank)
     entry = host.plugins.registry.get("exporter", to)
-    exporter = configured(entry, settings or {})
+    exporter: Exporter[Any] = with_settings(entry, settings or {}, code="VU-C126", what="exporter")
     with whole_folder(out) as staging, opened(folder, host, on_event) as bench:
         bench.run.stage = "export"
         _check_needs(entry, bench)
@@ -143,31 +144,6 @@ def told(texts: Sequence[str]) -> dict[str, Any]:
         {'precision': 'fp16', 'shards': 2}
     """
     return {override.key: override.value for override in map(parse_set, texts)}
-
-
-def configured(entry: Entry, settings: Mapping[str, Any]) -> Exporter[Any]:
-    """Return an exporter with its settings.
-
-    Raises:
-        ConfigError: a setting is unknown, of a wrong type or out of range (``VU-C126``).
-    """
-    from vu_core.config.conversion import Mismatch, convert
-    from vu_core.config.layers import config_class
-
-    plugin = entry.load()
-    try:
-        config = convert(dict(settings), config_class(entry, plugin))
-    except Mismatch as mismatch:
-        which = ((inside.lstrip(".") or "of the format", text) for inside, text in mismatch.found)
-        raise ConfigError(
-            "VU-C126",
-            " ".join(f"The setting {name} of {entry.name!r} {text}." for name, text in which),
-            f"`vu describe {entry.name}` lists its settings.",
-            where=f"exporter {entry.name!r}",
-        ) from mismatch
-    with asked(entry):
-        made: Exporter[Any] = plugin(config)
-        return made
 
 
 @attrs.frozen

@@ -6,21 +6,8 @@ import json
 import shutil
 from typing import Any
 
-from measured.common import (
-    KEPT,
-    RUNS,
-    keep,
-    kept,
-    machine,
-    percent,
-    score,
-    score_cell,
-    shown,
-    target,
-    under,
-    unlearn,
-    vu,
-)
+from measured.making import KEPT, RUNS, keep, machine, shown, unlearn, vu
+from measured.page import kept, percent, score, score_cell, target, under
 
 
 def make(group: dict[str, Any]) -> None:

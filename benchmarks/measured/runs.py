@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from measured.common import KEPT, RUNS, keep, kept, machine, measure, percent, score, score_cell, under, unlearn
+from measured.making import KEPT, RUNS, keep, machine, measure, unlearn
+from measured.page import kept, percent, score, score_cell, under
 
 
 def make(group: dict[str, Any]) -> None:

@@ -137,20 +137,36 @@ def base_method(plugins: Plugins, name: str, settings: Mapping[str, Any]) -> Unl
         PluginError: nobody brings the name. ConfigError: a setting is unknown, of a wrong type or out of range
             (``VU-C051``).
     """
-    entry = plugins.registry.get("unlearner", name)
+    return with_settings(  # type: ignore[no-any-return]
+        plugins.registry.get("unlearner", name), settings, code="VU-C051", what="base method"
+    )
+
+
+def with_settings(entry: Entry, settings: Mapping[str, Any], *, code: str, what: str) -> Any:
+    """Return a plugin with settings that stand in no configuration file.
+
+    Args:
+        entry: the plugin.
+        settings: values of its ``Config``.
+        code: of the error.
+        what: a word for the plugin in it.
+
+    Raises:
+        ConfigError: a setting is unknown, of a wrong type or out of range (``code``).
+    """
     plugin = entry.load()
     try:
         config = convert(dict(settings), config_class(entry, plugin))
     except Mismatch as mismatch:
-        which = ((inside.lstrip(".") or "of the base method", text) for inside, text in mismatch.found)
+        which = ((inside.lstrip(".") or f"of the {what}", text) for inside, text in mismatch.found)
         raise ConfigError(
-            "VU-C051",
-            " ".join(f"The setting {name} of {entry.name!r}: {text}." for name, text in which),
+            code,
+            " ".join(f"The setting {name} of {entry.name!r} {text}." for name, text in which),
             f"`vu describe {entry.name}` lists its settings.",
-            where=f"base method {entry.name!r}",
+            where=f"{what} {entry.name!r}",
         ) from mismatch
     with asked(entry):
-        return plugin(config)  # type: ignore[no-any-return]
+        return plugin(config)
 
 
 def _seed(config: RunConfig) -> int:

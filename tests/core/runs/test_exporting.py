@@ -15,9 +15,10 @@ import torch
 from vu_core import ConfigError, EditError, PlanError, PluginError, RecordError, UnlearnError, VuError
 from vu_core.adapters import edit_digest, load_edit, save_edit
 from vu_core.config import Override
-from vu_core.exporting import Export, configured, export, told
+from vu_core.exporting import Export, export, told
 from vu_core.pipeline import execute
 from vu_core.plugins import discover
+from vu_core.stages.load import with_settings
 from vu_core.stages.read import read
 
 TOYS = Path(__file__).parent / "toys"
@@ -436,7 +437,8 @@ def test_unknown_settings_and_wrong_types_are_errors(host, to, room):
         assert caught.value.code == "VU-C126"
         assert "vu describe toy-right" in caught.value.remedy
     assert everything(room) == []
-    assert configured(host.plugins.registry.get("exporter", "right"), {"parts": 3}).config.parts == 3
+    right = host.plugins.registry.get("exporter", "right")
+    assert with_settings(right, {"parts": 3}, code="VU-C126", what="exporter").config.parts == 3
 
 
 def test_settings_of_a_command_line():

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -29,19 +29,17 @@ def write_all(folder: Path, write: Callable[[Path], None]) -> tuple[Path, ...]:
     """
     existed = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
-    try:
-        write(staging)
-        written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-        for path in written:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / path).replace(folder / path)
-    except BaseException:
-        shutil.rmtree(staging)
+    with ExitStack() as undo:
         if not existed:
-            shutil.rmtree(folder)
-        raise
-    shutil.rmtree(staging)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as place:
+            staging = Path(place)
+            write(staging)
+            written = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+            for path in written:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (staging / path).replace(folder / path)
+        undo.pop_all()
     return tuple(folder / path for path in written)
 
 

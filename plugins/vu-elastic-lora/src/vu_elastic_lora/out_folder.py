@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vu_core import Edit, RecordError
@@ -40,16 +40,21 @@ def new_folder(out: Path) -> Iterator[None]:
                 where="--out",
             )
         out.mkdir(parents=True, exist_ok=True)
-    try:
+    with ExitStack() as undo:
+        undo.callback(_take_back, out, keep_folder=there)
         yield
-    except BaseException:
-        if not (out / SUB).exists():
-            (out / FILE).unlink(missing_ok=True)
-            shutil.rmtree(out / SUPER, ignore_errors=True)
-            if not there:
-                with suppress(OSError):  # the evidence of a search lies in it
-                    out.rmdir()
-        raise
+        undo.pop_all()
+
+
+def _take_back(out: Path, *, keep_folder: bool) -> None:
+    """Remove what was written, unless a run in ``sub/`` can go on with it."""
+    if (out / SUB).exists():
+        return
+    (out / FILE).unlink(missing_ok=True)
+    shutil.rmtree(out / SUPER, ignore_errors=True)
+    if not keep_folder:
+        with suppress(OSError):  # the evidence of a search lies in it
+            out.rmdir()
 
 
 def write_super(out: Path, edit: Edit, groups: Sequence[RankGroup]) -> Path:

@@ -1,4 +1,4 @@
-"""What all kinds of groups share: places, the command line, and numbers as text."""
+"""Making runs with the command line, and keeping their numbers."""
 
 from __future__ import annotations
 
@@ -59,33 +59,3 @@ def keep(path: Path, value: dict[str, Any]) -> None:
     """Write numbers that the page is rendered from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def kept(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the numbers of a group, in the order of their files."""
-    return [json.loads(file.read_text()) for file in sorted((KEPT / group["name"]).glob("*.json"))]
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def score(card: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(entry for entry in card["scores"] if entry["name"] == name)
-
-
-def score_cell(entry: dict[str, Any]) -> str:
-    """Return before, after, interval and n of a score."""
-    interval = "" if entry["ci_low"] is None else f" [{percent(entry['ci_low'])}, {percent(entry['ci_high'])}]"
-    return f"{percent(entry['before'])} → **{percent(entry['after'])}**{interval}, n {entry['n']}"
-
-
-def under(card: dict[str, Any], size: dict[str, Any]) -> list[str]:
-    """Return the line below a heading: the split and the machine."""
-    words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in size.items())
-    return [f"Split: {card['split']}. Machine: {words}.", ""]
-
-
-def target(text: str, misses: list[str]) -> str:
-    """Return a target with its outcome; each miss is named."""
-    return f"- {text}: {'missed by ' + ', '.join(misses) if misses else 'reached'}."
