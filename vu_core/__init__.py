@@ -22,6 +22,8 @@ from vu_core.contracts import (
     Regularizer,
     TextToImage,
     Theta,
+    Tokens,
+    Trajectory,
     Unlearner,
     Weighting,
     torch_dtype,
@@ -64,6 +66,7 @@ from vu_core.run import Report, Run, Section
 from vu_core.score import Score, Scorecard, Status, Table
 from vu_core.setting import setting
 from vu_core.source import Source
+from vu_core.stored_tensors import StoredTensor, base_hash, stored_tensors
 
 __version__ = "0.1.0"
 
@@ -119,19 +122,24 @@ __all__ = [
     "Sparse",
     "Split",
     "Status",
+    "StoredTensor",
     "Table",
     "TextToImage",
     "Theta",
+    "Tokens",
+    "Trajectory",
     "UnlearnError",
     "Unlearner",
     "VuError",
     "Weighting",
+    "base_hash",
     "cache_root",
     "did_you_mean",
     "digest",
     "hookimpl",
     "near_misses",
     "setting",
+    "stored_tensors",
     "together",
     "torch_dtype",
 ]

@@ -46,6 +46,7 @@ def vu_register_regularizers(register: Register) -> None:
         "hard-mask",
         "vu_core.hard_mask:HardMask",
         summary="only the weights that matter most for the forget set may change",
+        axes=("attribution",),
     )
 
 
@@ -54,7 +55,7 @@ def vu_check_plan(plan: Plan) -> None:
     """Object to a ``hard-mask`` that `HardMask.prepare` would refuse once the weights are loaded.
 
     Raises:
-        PlanError: ``VU-L033`` when the method honours no attribution, or low-rank factors are trained.
+        PlanError: ``VU-L033`` when no attribution is installed, or low-rank factors are trained.
     """
     config = plan.config
     if all(choice.name != "hard-mask" for choice in config.regularizers):
@@ -62,9 +63,8 @@ def vu_check_plan(plan: Plan) -> None:
     if config.attribution is None:
         raise PlanError(
             "VU-L033",
-            f"The regularizer 'hard-mask' needs scores per weight, but the method '{config.unlearner.name}' honours no "
-            "attribution.",
-            "Use a method that honours attribution (`vu list-plugins` shows the axes), or leave the regularizer out.",
+            "The regularizer 'hard-mask' needs scores per weight, but no attribution is chosen and none is the default.",
+            "Install vu-attribution or set unlearner.attribution.name, or leave the regularizer out.",
             where="regularizer.hard-mask",
         )
     if config.parameters is not None and config.parameters.name in ("lora", "masked-lora"):

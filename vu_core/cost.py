@@ -65,7 +65,7 @@ def estimate(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> Cost:
 def steps_of(config: RunConfig, manifest: Manifest) -> int | None:
     """Return the optimiser steps of a run of one process; ``None`` for a method that is not trained.
 
-    Counts as `vu_core.training.fit` does: only the sides that the weighting uses.
+    Counts as `vu_core.training.fit` does: only the sides that the weighting uses, both where their conflict is told.
     """
     from vu_core.training import planned_steps
     from vu_core.training.gradients import constant_coefficients, needed_sides
@@ -74,7 +74,9 @@ def steps_of(config: RunConfig, manifest: Manifest) -> int | None:
     if training is None:
         return None
     needed = needed_sides(constant_coefficients(None, {}))
-    if config.weighting is not None:
+    if training.gradient_conflict:
+        needed = needed_sides(None)
+    elif config.weighting is not None:
         plugin = config.weighting.entry.load()
         with asked(config.weighting.entry):
             needed = needed_sides(constant_coefficients(plugin(config.weighting.config), {}))

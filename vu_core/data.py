@@ -141,6 +141,7 @@ class Batch:
         positions: place of each row in the global batch, ``(B,)``.
         draws: source of generators (the run).
         device: where tensors are handed out.
+        passes: per row, how often the table had been gone through before; empty outside of training.
     """
 
     examples: Examples
@@ -149,6 +150,7 @@ class Batch:
     positions: tuple[int, ...]
     draws: Draws
     device: torch.device
+    passes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

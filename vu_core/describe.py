@@ -10,8 +10,8 @@ import attrs
 
 from vu_core.config import RESERVED, RawConfig, dotted, plain, toml_value
 from vu_core.config.conversion import type_words
-from vu_core.config.layers import Layer, Setting, config_class, default_layer, lay, leaves
-from vu_core.config.reading import Reading
+from vu_core.config.layers import Layer, Setting, config_class, constant_layer, default_layer, lay, leaves
+from vu_core.config.reading import DEFAULT, Reading
 from vu_core.config.recipes import find_recipe
 from vu_core.errors import PluginError
 from vu_core.plugins import Plugins
@@ -144,7 +144,7 @@ def _word(entry: Entry) -> str:
 
 
 def _parts(reading: Reading, entry: Entry) -> Iterator[tuple[str, Entry, list[Setting]]]:
-    """Yield (path of the table, plugin, its settings): the plugin itself, and for a method its axes."""
+    """Yield (path of the table, plugin, its settings): the plugin, and for a method its axes and regularizers."""
     path = _TABLES.get(entry.kind, dotted((entry.kind, entry.name)))
     shipped = [reading.recipe_layer(path, RESERVED[entry.kind])] if entry.kind == "unlearner" else []
     yield path, entry, _settings(entry, path, shipped)
@@ -154,6 +154,10 @@ def _parts(reading: Reading, entry: Entry) -> Iterator[tuple[str, Entry, list[Se
         named = axis_layers(reading, axis, entry) if axis in entry.axes else None
         if named is not None:
             yield axis_path, named[0], _settings(named[0], axis_path, named[1])
+    for name, values in (getattr(entry.load(), "defaults", None) or {}).get("regularizer", {}).items():
+        regularizer, table = reading.registry.get("regularizer", name), dotted(("regularizer", name))
+        wanted = constant_layer(values, f"default of {entry.name}", DEFAULT)
+        yield table, regularizer, _settings(regularizer, table, [wanted, reading.recipe_layer(table)])
 
 
 def _settings(entry: Entry, path: str, layers: Sequence[Layer]) -> list[Setting]:

@@ -59,8 +59,8 @@ class HardMask:
         if run.attribution is None:
             raise PlanError(
                 "VU-L033",
-                "The regularizer 'hard-mask' needs scores per weight, but the method honours no attribution.",
-                "Use a method with the axis attribution, or leave the regularizer out.",
+                "The regularizer 'hard-mask' needs scores per weight, but the run has no attribution.",
+                "Set unlearner.attribution.name, or leave the regularizer out.",
                 where="regularizer.hard-mask",
             )
         names = [name for name, _ in theta.named_parameters()]

@@ -40,8 +40,9 @@ class Register(Protocol):
         target: ``"module:attribute"``; for recipes ``"package:path/in/package.toml"``.
         summary: one line for ``vu list-plugins``.
         aliases: other names for the same thing; records always write ``name``.
-        needs: capabilities of the model, or ``judge`` of the data.
-        axes: what an unlearner honours: ``parameters``, ``weighting``, ``regularizer``, ``attribution``.
+        needs: capabilities of the model, or ``judge`` of the data; ``denoise|classify``: one of the two will do.
+        axes: what an unlearner honours: ``parameters``, ``weighting``, ``regularizer``, ``attribution``; a regularizer
+            may honour ``attribution``, and then the run has one whatever its method does.
         default: used when nothing is said (one per kind).
     """
 

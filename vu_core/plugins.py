@@ -325,10 +325,11 @@ def _check_entry(entry: Entry, siblings: Sequence[Entry]) -> None:
         raise ValueError(f"{title}: the target {entry.target!r} is not of the form '{example}'")
     if not isinstance(entry.summary, str) or not entry.summary.strip() or "\n" in entry.summary:
         raise ValueError(f"{title}: the summary must be one line of text")
-    _check_words(title, "need", entry.needs, [str(each) for each in Capability])
-    if entry.axes and entry.kind != "unlearner":
-        raise ValueError(f"{title}: only methods have axes")
-    _check_words(title, "axis", entry.axes, AXES)
+    alternatives = [each for need in entry.needs for each in need.split("|")]
+    _check_words(title, "need", alternatives, [str(each) for each in Capability])
+    if entry.axes and entry.kind not in ("unlearner", "regularizer"):
+        raise ValueError(f"{title}: only methods and regularizers have axes")
+    _check_words(title, "axis", entry.axes, AXES if entry.kind == "unlearner" else ("attribution",))
 
 
 def _check_words(title: str, what: str, words: Sequence[str], known: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ def setting(
     factory: Callable[[], Any] | None = None,
     speed_only: bool = False,
     path: bool = False,
+    settings_of: str = "",
 ) -> Any:
     """Declare a field of a frozen attrs ``Config`` with its range and its line of help.
 
@@ -41,6 +42,8 @@ def setting(
         speed_only: the field changes time or memory, never the result.
         path: the text names a file or folder. One that exists is kept as an absolute path, and the name of a run does
             not depend on it: what lies there must be part of a hash.
+        settings_of: the field is a table, ``Mapping[str, Any]``, of settings of the method that the field of this name
+            names; they are checked as that method's own.
 
     Raises:
         ValueError: from the generated validator, with the field, the bound and the value.
@@ -68,7 +71,7 @@ def setting(
         if problem:
             raise ValueError(problem)
 
-    marks = {"speed_only": speed_only, "path": path, "validate": validate}
+    marks = {"speed_only": speed_only, "path": path, "settings_of": settings_of, "validate": validate}
     metadata = {"help": help, "choices": tuple(choices) if choices else None, **marks, **bounds}
     if factory is not None:
         return attrs.field(factory=factory, validator=validate, metadata=metadata)

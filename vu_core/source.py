@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-Provenance = Literal["paper", "paper+fixes", "code", "own", "unverified"]
+Provenance = Literal["paper", "paper+fixes", "code", "own", "parity", "unverified"]
 
 
 @attrs.frozen
@@ -17,7 +17,8 @@ class Source:
         paper: title, authors' short form and year, as one would cite it.
         url: address of the paper or of the project.
         provenance: ``paper`` (follows the paper), ``paper+fixes`` (with the deviations its docstrings list),
-            ``code`` (follows released code where the paper is silent), ``own`` (ours), ``unverified``.
+            ``code`` (follows released code where the paper is silent), ``own`` (ours), ``parity`` (reproduces
+            earlier code with its faults), ``unverified``.
 
     Example:
         >>> Source("LoRA, Hu et al. 2021", "https://arxiv.org/abs/2106.09685", "paper").provenance

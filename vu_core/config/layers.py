@@ -184,7 +184,10 @@ def _highest(key: str, field: attrs.Attribute[Any], layers: Sequence[Layer]) -> 
     if not layers:
         return Setting(key, field, field.type, attrs.NOTHING, "", -1)
     top = layers[-1]
-    return Setting(key, field, field.type, top.values[field.name], top.place(key), top.rank(key))
+    value = top.values[field.name]
+    if field.metadata.get("settings_of") and all(isinstance(layer.values[field.name], Mapping) for layer in layers):
+        value = {name: each for layer in layers for name, each in layer.values[field.name].items()}
+    return Setting(key, field, field.type, value, top.place(key), top.rank(key))
 
 
 def _settle_length(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vu_core.blame import asked
 from vu_core.errors import ConfigError, PluginError, near_misses
 from vu_core.registry import WORDS, Entry, Registry
 
@@ -51,11 +52,16 @@ def resolve_name(registry: Registry, kind: str, text: str) -> tuple[Entry, str]:
 def settle_ref(entry: Entry, ref: str) -> str:
     """Return the place of a model or of data: what exists on this machine as an absolute path, all else as it is.
 
-    A run that is repeated from another folder then finds it.
+    A run that is repeated from another folder then finds it. A plugin whose refs hold a path among other words settles
+    them itself, by its classmethod ``settle(ref)``.
 
     Raises:
         ConfigError: ``ref`` would be asked for on the hub, but looks like a path beside others here (``VU-C006``).
     """
+    settle = getattr(entry.load(), "settle", None)
+    if settle is not None:
+        with asked(entry):
+            return str(settle(ref))
     path = absolute(ref)
     if path == ref and _HUB_ID.fullmatch(ref) and _is_beside(ref) and getattr(entry.load(), "takes_hub_ids", False):
         raise _no_such_path(entry.kind, ref)

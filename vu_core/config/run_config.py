@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from vu_core.registry import Entry
+from vu_core.registry import Entry, Registry
 from vu_core.setting import setting
 
 RESERVED: Mapping[str, tuple[str, ...]] = {
@@ -107,3 +107,20 @@ class RunConfig:
         axes = (self.parameters, self.weighting, self.attribution)
         named = (self.model, self.data, self.unlearner, *(axis for axis in axes if axis is not None))
         return (*named, *self.regularizers, *self.metrics)
+
+
+def wrapped(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield (field of the settings, field of the name) for every other method that a method's ``Config`` names."""
+    for field in attrs.fields(type(config)):
+        if field.metadata.get("settings_of"):
+            yield field.name, field.metadata["settings_of"]
+
+
+def base_methods(config: RunConfig, registry: Registry) -> tuple[Entry, ...]:
+    """Return the methods that the method of a run wraps.
+
+    Raises:
+        PluginError: nobody has the name.
+    """
+    own = config.unlearner.config
+    return tuple(registry.get("unlearner", getattr(own, named_by)) for _, named_by in wrapped(own))

@@ -6,7 +6,16 @@ from vu_core.contracts.command import Host
 from vu_core.contracts.dataset import Dataset
 from vu_core.contracts.exporter import Check, Exporter
 from vu_core.contracts.metric import Metric, Observations
-from vu_core.contracts.model import Classifier, Denoiser, Model, ModelPlugin, TextToImage, torch_dtype
+from vu_core.contracts.model import (
+    Classifier,
+    Denoiser,
+    Model,
+    ModelPlugin,
+    TextToImage,
+    Tokens,
+    Trajectory,
+    torch_dtype,
+)
 from vu_core.contracts.parameters import Parameters, Theta
 from vu_core.contracts.regularizer import Regularizer
 from vu_core.contracts.unlearner import Unlearner
@@ -29,6 +38,8 @@ __all__ = [
     "Regularizer",
     "TextToImage",
     "Theta",
+    "Tokens",
+    "Trajectory",
     "Unlearner",
     "Weighting",
     "torch_dtype",

@@ -16,7 +16,10 @@ ConfigT = TypeVar("ConfigT", covariant=True)
 
 
 class Dataset(Protocol[ConfigT]):
-    """The class behind a data name. Everything but `build` and `evaluation` is torch-free."""
+    """The class behind a data name. Everything but `build` and `evaluation` is torch-free.
+
+    Data that hands out captions and no pixels says ``has_images = False``.
+    """
 
     Config: ClassVar[type[Any]]
     source: ClassVar[Source]

@@ -23,7 +23,8 @@ ConfigT = TypeVar("ConfigT", covariant=True)
 class ModelPlugin(Protocol[ConfigT]):
     """The class behind a model name: finds a model, tells its facts, loads it.
 
-    Everything but `load` is torch-free.
+    Everything but `load` is torch-free. Where a ref is neither a path nor a hub id, such as ``module:factory``, a
+    classmethod ``settle(ref) -> str`` makes the path in it absolute, so that it holds in every folder.
     """
 
     Config: ClassVar[type[Any]]
@@ -105,11 +106,60 @@ class TextToImage(Protocol):
 
 
 @runtime_checkable
+class Tokens(Protocol):
+    """Capability ``tokens``: which row of a text embedding belongs to which token."""
+
+    def tokens(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the token ids of each caption as the text encoder reads them.
+
+        Start and end token included, padding left out, cut to the L rows of `Denoiser.embed`: token ``i`` is row ``i``
+        of the embedding, and the rows behind the last token are padding.
+        """
+        ...
+
+
+@runtime_checkable
+class Trajectory(Protocol):
+    """Capability ``trajectory``: latents on the way from noise to an image."""
+
+    latent_shape: tuple[int, int, int]
+    """``(C, h, w)`` at the native resolution."""
+
+    def sampling_timesteps(self, steps: int) -> tuple[int, ...]:
+        """Return the training timesteps that ``steps`` sampling steps pass through, the noisiest first."""
+        ...
+
+    def denoise_partly(
+        self, captions: Sequence[str], noise: Tensor, *, steps: int, done: Sequence[int], guidance: float
+    ) -> Tensor:
+        """Return latents after the first ``done[i]`` of ``steps`` sampling steps, ``(B, C, h, w)``, without gradient.
+
+        Row i starts from ``noise[i]``, standard normal ``(B, C, h, w)``, and is guided towards ``captions[i]`` with
+        scale w: ``u + w (c - u)``; what belongs to row i does not depend on the other rows. ``done[i] = 0`` is the
+        noise as the sampler starts from it; ``sampling_timesteps(steps)[done[i]]`` is the timestep it stands at.
+        """
+        ...
+
+
+@runtime_checkable
 class Classifier(Protocol):
     """Capability ``classify``."""
 
+    facts: ModelFacts
+    network: nn.Module
+    classes: tuple[str, ...]
+    """Names of the K classes in the order of the logits."""
+
+    def images(self, batch: Batch) -> Tensor:
+        """Return the images of the rows as the network reads them, ``(B, 3, H, W)`` float32."""
+        ...
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the class of each row, int64 ``(B,)`` in 0 .. K - 1."""
+        ...
+
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, K)`` of images ``(B, 3, H, W)``."""
+        """Return logits ``(B, K)`` of images ``(B, 3, H, W)``, float32."""
         ...
 
     def features(self, images: Tensor) -> Tensor:

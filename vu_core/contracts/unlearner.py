@@ -22,8 +22,14 @@ class Unlearner(Protocol[ConfigT]):
     `Config` is a frozen attrs class made of `vu_core.setting` fields; its defaults are the paper's. A gradient method
     has a field ``training: Training`` (`vu_core.training.Training`). ``defaults`` holds the tables of the other axes
     that the method wants when nothing is said, such as ``{"weighting": {"name": "simple", "forget_weight": 0.3}}``
-    with the keys ``weighting``, ``parameters`` and ``attribution``. A method that looks at no example says
-    ``uses_examples = False``; the tables it is handed are empty then, and no image is read for it.
+    with the keys ``weighting``, ``parameters``, ``attribution`` and ``regularizer`` (a table per name:
+    ``{"regularizer": {"hard-mask": {"density": 0.5}}}``). A method that looks at no example says ``uses_examples =
+    False``; the tables it is handed are empty then, and no image is read for it. One that looks at captions and labels
+    alone says ``uses_images = False``; its tables have not been through ``model.prepare``.
+
+    A method that wraps another one has a field ``base_method: str`` and beside it ``base: Mapping[str, Any]``, declared
+    with ``settings_of="base_method"``; it calls ``run.unlearner(config.base_method, **config.base)``. The base method
+    trains with the training and the axes of the method around it.
     """
 
     Config: ClassVar[type[Any]]

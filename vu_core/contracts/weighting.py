@@ -32,10 +32,12 @@ class Weighting(Protocol[ConfigT]):
     ) -> tuple[Tensor | float, Tensor | float]:
         """Return ``(a_retain, a_forget)`` of ``g = a_retain * g_retain + a_forget * g_forget``.
 
+        The plain numbers ``(0, 0)`` leave the step out: no update, no weight decay, moments as they were.
+
         Args:
             gram: float64 ``(2, 2)`` inner products in the order (retain, forget), or ``None`` for a linear weighting.
             losses: detached scalars ``retain`` and ``forget``.
-            state: JSON values that live through the run and its resumes; counters, moving averages, ``flags`` of
-                the step.
+            state: JSON values that live through the run and its resumes; counters, moving averages, and ``flags``,
+                a list of words about this step, which the event ``gradient_conflict`` tells.
         """
         ...

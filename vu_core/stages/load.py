@@ -69,7 +69,7 @@ def load(
     data = None
     if with_data:
         needed = getattr(method, "uses_examples", True)
-        data = _prepared(dataset, model, plan, run, entries) if needed else _no_examples()
+        data = _built(dataset, model, plan, run, method, entries) if needed else _no_examples()
     run.stage = "unlearn"
     metrics = {choice.name: _instance(choice) for choice in config.metrics}
     return Bench(plan, model, dataset, method, metrics, run, data, entries)
@@ -175,10 +175,15 @@ def _seed(config: RunConfig) -> int:
     return config.run.seed
 
 
-def _prepared(dataset: Dataset[Any], model: Model, plan: Plan, run: Run, entries: Sequence[Entry]) -> ForgetRetain:
+def _built(
+    dataset: Dataset[Any], model: Model, plan: Plan, run: Run, method: Unlearner[Any], entries: Sequence[Entry]
+) -> ForgetRetain:
+    """Return the tables of both sides, prepared by the model unless the method looks at no image."""
     config: RunConfig = plan.config
     with asked(config.data.entry, entries):
         data = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
+    if not getattr(method, "uses_images", True):
+        return data
 
     def prepare(examples: Examples) -> Examples:
         if not len(examples):

@@ -14,6 +14,7 @@ import attrs
 from vu_core.blame import asked
 from vu_core.config import RunConfig, run_id
 from vu_core.config.problems import locating
+from vu_core.config.run_config import base_methods
 from vu_core.cost import estimate, steps_of, training_of
 from vu_core.data import Manifest, Selection
 from vu_core.errors import ConfigError, PlanError
@@ -67,8 +68,9 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     cost = estimate(config, facts, manifest)
     if facts.downloads:
         notes.append(f"{facts.downloads / 1e9:.2f} GB of '{facts.ref or facts.name}' must be downloaded first.")
-    versions = dict(sorted(_versions(config)))
+    versions = dict(sorted(_versions(config, plugins.registry)))
     name = run_id(config, base_hash=facts.base_hash, data_digest=manifest.digest, versions=versions)
+    notes += _cautions(config, plugins.registry)
     notes += [note for note in selection.notes if note not in notes]
     drawn = Plan(config, facts, manifest, selection, cost, name, versions, tuple(notes))
     refuse_budget(cost, max_minutes=max_minutes, max_gb=max_gb)
@@ -164,13 +166,15 @@ def _check_needs(config: RunConfig, facts: ModelFacts, manifest: Manifest, regis
     if _keeps_unseen(config, manifest):
         can.add(str(Capability.UNSEEN))
     lacking = []
-    for choice in (config.unlearner, *config.metrics):
-        missing = [need for need in choice.entry.needs if need not in can]
+    methods = (config.unlearner.entry, *base_methods(config, registry))
+    for entry in (*methods, *(choice.entry for choice in config.metrics)):
+        missing = [need for need in entry.needs if can.isdisjoint(need.split("|"))]
         if missing:
             owner = "data" if of_data.issuperset(missing) else "model"
             has = config.data.name if owner == "data" else config.model.name
-            word = WORDS.get(choice.entry.kind, choice.entry.kind)
-            lacking.append(f"the {word} '{choice.name}' needs '{', '.join(missing)}', which the {owner} '{has}' lacks")
+            word = WORDS.get(entry.kind, entry.kind)
+            needed = ", ".join(missing).replace("|", "' or '")
+            lacking.append(f"the {word} '{entry.name}' needs '{needed}', which the {owner} '{has}' lacks")
     if lacking:
         problem = "; ".join(lacking)
         raise PlanError(
@@ -188,6 +192,14 @@ def _named_by_data(config: RunConfig, registry: Registry) -> Iterator[Entry]:
             yield entry
 
 
+def _cautions(config: RunConfig, registry: Registry) -> Iterator[str]:
+    """Yield what a plugin wants everybody to know who uses it: the text ``caution`` of its class."""
+    for entry in (*(choice.entry for choice in config.choices), *base_methods(config, registry)):
+        caution = getattr(entry.load(), "caution", "")
+        if caution:
+            yield f"'{entry.name}': {caution}"
+
+
 def _check_warmup(config: RunConfig, manifest: Manifest) -> None:
     from vu_core.training.settings import check_warmup
 
@@ -196,13 +208,12 @@ def _check_warmup(config: RunConfig, manifest: Manifest) -> None:
         check_warmup(training, steps)
 
 
-def _versions(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _versions(config: RunConfig, registry: Registry) -> Iterator[tuple[str, str]]:
     """Yield every distribution that takes part: the core, torch, the plugins' own and what these require directly."""
     for name in ("vu-core", "torch"):
         if (number := _version(name)) is not None:
             yield name, number
-    for choice in config.choices:
-        entry = choice.entry
+    for entry in (*(choice.entry for choice in config.choices), *base_methods(config, registry)):
         yield entry.distribution, entry.version
         for name in _requirements(entry.distribution) if entry.distribution != "vu-core" else ():
             if (number := _version(name)) is not None:

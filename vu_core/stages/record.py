@@ -11,10 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from vu_core import run_folder
 from vu_core.atomic import write_bytes
+from vu_core.conflict import read_conflict
 from vu_core.errors import RecordError
 from vu_core.event import Event
 from vu_core.record import RunRecord
-from vu_core.run_folder import CARD, EDIT, ENVIRONMENT, EVENTS, IMAGES, INTERFERENCE, REPORT, RUN, SCORES, SOURCES
+from vu_core.run_folder import (
+    CARD,
+    CONFLICT,
+    EDIT,
+    ENVIRONMENT,
+    EVENTS,
+    IMAGES,
+    INTERFERENCE,
+    REPORT,
+    RUN,
+    SCORES,
+    SOURCES,
+)
 from vu_core.safetensors_header import read_header
 from vu_core.score import Scorecard, scorecard_from_json, scorecard_to_json
 
@@ -30,6 +43,7 @@ FILES: Mapping[str, str] = {
     SOURCES: "the edits that this one was made of",
     SCORES: "the scores, before and after",
     INTERFERENCE: "which of the edits hurts which concept",
+    CONFLICT: "how the gradients of forgetting and keeping agree",
     REPORT: "the report: scores, images, configuration",
     CARD: "the model card",
     IMAGES: "the images of the report",
@@ -78,8 +92,24 @@ def record(bench: Bench, measured: Measured) -> None:
     folder = bench.run.folder
     images = _write_images(folder, measured.samples) if measured.samples is not None else ()
     _write(folder / SCORES, scores_text(measured.scorecard))
+    training = _record_conflict(bench)
     _write(folder / REPORT, report_html(read_record(folder), bench, images))
-    _write(folder / CARD, model_card(read_record(folder), bench))
+    _write(folder / CARD, model_card(read_record(folder), bench, training))
+
+
+def _record_conflict(bench: Bench) -> str:
+    """Write, show and tell how the gradients agreed, where events tell of it; return it in one sentence."""
+    from vu_core.conflict_section import conflict_section
+
+    run = bench.run
+    found = read_conflict(run.folder)
+    if found is None:
+        return ""
+    found.write(run.folder)
+    section = conflict_section(found)
+    run.report.add(section.title, section.html)
+    run.emit_event(Event("note", "record", {"text": found.sentence}))
+    return found.sentence
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
 from vu_core.blame import asked
 from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings, dotted
-from vu_core.config.layers import Layer, constant_layer
+from vu_core.config.conversion import Mismatch, convert
+from vu_core.config.layers import Layer, config_class, constant_layer
 from vu_core.config.naming import resolve_name, settle_ref
 from vu_core.config.reading import DEFAULT, Reading
 from vu_core.config.recipes import find_recipe
+from vu_core.config.run_config import wrapped
 from vu_core.errors import ConfigError, PlanError, VuError, did_you_mean
 from vu_core.plugins import Plugins
 from vu_core.registry import FLAGS, Entry
@@ -26,6 +28,8 @@ AXIS_PATHS = {
 
 def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
     """Understand a configuration: plugins by name, fields by type and range, each value with its origin.
+
+    An axis is honoured when the method or one of the regularizers does.
 
     Values are laid over each other: the method's ``Config`` and ``defaults`` < the recipe for (model, method) < the
     file < ``--set`` < flags. Settings of an axis belong to the name they were written for: choosing another weighting
@@ -51,9 +55,10 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
         "model": _referring(reading, model, "model", model_ref),
         "data": _referring(reading, data, "data", data_ref),
         "unlearner": _with_settings(reading, method),
-        **{axis: _axis(reading, axis, method) for axis in AXIS_PATHS},
     }
     regularizers = _regularizers(reading, method)
+    honoured = {*(method.axes if method else ()), *(axis for each in regularizers for axis in each.entry.axes)}
+    parts |= {axis: _axis(reading, axis, method, honoured) for axis in AXIS_PATHS}
     metrics = _metrics(reading, measure, data)
     forget, overwrite = reading.texts("data", "forget"), reading.texts("data", "overwrite")
     if reading.problems.found and parts["data"] is not None:
@@ -203,6 +208,8 @@ def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
         path,
         [reading.recipe_layer(path, RESERVED[method.kind]), reading.user_layer(path, RESERVED[method.kind])],
     )
+    if choice is not None:
+        _check_base_method(reading, choice, path)
     training = getattr(choice.config, "training", None) if choice is not None else None
     if training is None:
         return choice
@@ -212,7 +219,29 @@ def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
     return choice
 
 
-def _axis(reading: Reading, axis: str, method: Entry | None) -> Choice | None:
+def _check_base_method(reading: Reading, choice: Choice, path: str) -> None:
+    """Object to settings of a base method that it would not take; see ``settings_of`` of `vu_core.setting`."""
+    for name, named_by in wrapped(choice.config):
+        key = f"{path}.{name}"
+        settings = dict(getattr(choice.config, name))
+        with reading.collecting(f"{path}.{named_by}"):
+            base = reading.registry.get("unlearner", getattr(choice.config, named_by))
+            config = config_class(base, base.load())
+            if settings.pop("training", None) is not None:
+                text = f"is no setting here: {path}.training holds for '{base.name}' too."
+                reading.problems.add(f"{key}.training", text)
+            fields = [field for field in attrs.fields_dict(config) if field != "training"]
+            for unknown in [each for each in settings if each not in fields]:
+                text = f"is unknown.{did_you_mean(unknown, fields) or ' Known: ' + ', '.join(fields) + '.'}"
+                reading.problems.add(dotted((*key.split("."), unknown)), text)
+            try:
+                convert({each: value for each, value in settings.items() if each in fields}, config)
+            except Mismatch as mismatch:
+                for inside, text in mismatch.found:
+                    reading.problems.add(key + inside, f"{text}.")
+
+
+def _axis(reading: Reading, axis: str, method: Entry | None, honoured: Collection[str]) -> Choice | None:
     """Return the plugin of one axis with the settings that are meant for it."""
     path = AXIS_PATHS[axis]
     head, _, last = path.rpartition(".")
@@ -222,7 +251,7 @@ def _axis(reading: Reading, axis: str, method: Entry | None) -> Choice | None:
         return None
     if method is None:
         return None
-    if axis not in method.axes:
+    if axis not in honoured:
         if reading.written(path):
             reading.problems.add_error(path, _not_honoured(method, axis))
         return None
@@ -296,8 +325,10 @@ def _regularizers(reading: Reading, method: Entry | None) -> tuple[Choice, ...]:
         if reading.written("regularizer"):
             reading.problems.add_error("regularizer", _not_honoured(method, "regularizer"))
         return ()
+    wanted = (getattr(method.load(), "defaults", None) or {}).get("regularizer", {})
     shipped = reading.recipe_layer("regularizer").values
-    return _tables(reading, "regularizer", [*shipped, *reading.table("regularizer")])
+    defaults = constant_layer(wanted, f"default of {method.name}", DEFAULT)
+    return _tables(reading, "regularizer", [*wanted, *shipped, *reading.table("regularizer")], defaults=defaults)
 
 
 def _metrics(reading: Reading, measure: MeasureSettings | None, data: Entry | None) -> tuple[Choice, ...]:
@@ -328,18 +359,20 @@ def _left_by_the_file(reading: Reading, metric: str) -> bool:
     return "measure.metrics" in reading.raw.replaced and not any(place.startswith("--") for place in own)
 
 
-def _tables(reading: Reading, kind: str, names: Sequence[str], named_in: str = "") -> tuple[Choice, ...]:
+def _tables(
+    reading: Reading, kind: str, names: Sequence[str], named_in: str = "", defaults: Layer | None = None
+) -> tuple[Choice, ...]:
     """Return the plugins behind tables ``[KIND.NAME]``, each once, in the order of their names."""
     entries: dict[str, Entry] = {}
     for name in dict.fromkeys(names):
         with reading.collecting(named_in or dotted((kind, name))):
             entry = reading.registry.get(kind, name)
             entries.setdefault(entry.name, entry)
-    choices = [_of_table(reading, kind, entry) for entry in entries.values()]
+    choices = [_of_table(reading, kind, entry, defaults) for entry in entries.values()]
     return tuple(choice for choice in choices if choice is not None)
 
 
-def _of_table(reading: Reading, kind: str, entry: Entry) -> Choice | None:
+def _of_table(reading: Reading, kind: str, entry: Entry, defaults: Layer | None) -> Choice | None:
     """Return a plugin with the settings of its table, which the user may have called by an alias."""
     path = dotted((kind, entry.name))
     written = [name for name in entry.names if name in reading.table(kind)]
@@ -353,6 +386,8 @@ def _of_table(reading: Reading, kind: str, entry: Entry) -> Choice | None:
         return None
     shipped = next((name for name in entry.names if name in reading.recipe_layer(kind).values), entry.name)
     layers = [reading.recipe_layer(dotted((kind, shipped))), reading.user_layer(called)]
+    if defaults is not None and entry.name in defaults.values:
+        layers.insert(0, defaults.inside(entry.name))
     choice = reading.choice(entry, called, layers)
     for key in [key for key in reading.origins if key.startswith(f"{called}.")]:
         reading.origins[path + key.removeprefix(called)] = reading.origins[key]

@@ -33,11 +33,13 @@ class Combined:
         losses: detached scalar per side, mean over the whole batch, without penalties.
         gram: float64 ``(2, 2)`` in the order (retain, forget), for a weighting that is not linear.
         coefficients: of the two sides in the same order.
+        left_out: the weighting asks to leave the step out; ``.grad`` is empty.
     """
 
     losses: Mapping[Side, Tensor]
     gram: Tensor | None = None
     coefficients: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
+    left_out: bool = False
 
 
 @attrs.define(eq=False)
@@ -46,8 +48,10 @@ class Gradients:
 
     A linear weighting has constant coefficients: one call of the losses with all sides and one backward pass. Any other
     one gets a call and a backward pass per side; the gradient of the first side is put aside (the buffers change hands,
-    nothing is copied), and both are combined in place. The mean over portions is taken by their shares, so that k
-    portions give what one large batch gives; each side is added up over the processes before the weighting sees it.
+    nothing is copied), and both are combined in place; so does a linear one when ``apart``, so that the Gram matrix is
+    known. A weighting that returns ``(0, 0)`` leaves the step out. The mean over portions is taken by their shares, so
+    that k portions give what one large batch gives; each side is added up over the processes before the weighting sees
+    it.
 
     Args:
         theta: what is trained; losses: on what.
@@ -55,6 +59,7 @@ class Gradients:
         weighting_state: JSON values of the rule, kept in checkpoints.
         precision: of the frozen model; half precision computes under autocast.
         processes: who shares the batch; scale: of the loss, for fp16.
+        apart: differentiate the sides one by one under every weighting.
     """
 
     theta: Theta
@@ -65,6 +70,7 @@ class Gradients:
     precision: str
     processes: Processes
     scale: LossScale
+    apart: bool = False
     parameters: list[Tensor] = attrs.field(init=False)
     constant: dict[Side, float] | None = attrs.field(init=False)
 
@@ -73,8 +79,8 @@ class Gradients:
         self.constant = constant_coefficients(self.weighting, self.weighting_state)
 
     def needed(self) -> dict[Side, bool]:
-        """Tell which sides can change the update; see `needed_sides`."""
-        return needed_sides(self.constant)
+        """Tell which sides are looked at; see `needed_sides`."""
+        return needed_sides(None if self.apart else self.constant)
 
     def compute(
         self, portions: Sequence[Portion], step: int, passes: Sequence[AbstractContextManager[None]]
@@ -83,7 +89,7 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = None
         each = [(portion, portion.share / len(passes), within) for portion in portions for within in passes]
-        combined = self._separately(each, step) if self.constant is None else self._jointly(each, step)
+        combined = self._jointly(each, step) if self.constant and not self.apart else self._separately(each, step)
         self.scale.update(combined is not None, step)
         return combined
 
@@ -121,15 +127,19 @@ class Gradients:
         losses = self._settle_losses(totals)
         matrix = gram(gradients["retain"], gradients["forget"])
         known: dict[str, Tensor] = {side: losses.get(side, matrix.new_zeros(())) for side in SIDES}
-        a_retain, a_forget = self._weighting().coefficients(matrix, known, self.weighting_state)
+        a_retain, a_forget = self._coefficients(matrix, known)
+        if isinstance(a_retain, float | int) and isinstance(a_forget, float | int) and a_retain == 0 == a_forget:
+            return Combined(losses, matrix, (a_retain, a_forget), left_out=True)
         self._put(combine(gradients["retain"], gradients["forget"], a_retain, a_forget))
         self._penalise({"outside": 1.0}, shared=False)
         return Combined(losses, matrix, (a_retain, a_forget))
 
-    def _weighting(self) -> Weighting[Any]:
+    def _coefficients(self, matrix: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor | float, Tensor | float]:
+        if self.constant is not None:
+            return self.constant["retain"], self.constant["forget"]
         if self.weighting is None:
             raise TypeError("the plain sum is linear")
-        return self.weighting
+        return self.weighting.coefficients(matrix, losses, self.weighting_state)
 
     def _call(self, batches: Mapping[str, Batch], step: int) -> dict[Side, Tensor]:
         """Call the losses as the precision asks for, and check what they return."""

@@ -40,7 +40,7 @@ def fit(
 
     Each optimiser step draws one batch per side, computes ``g = a_retain g_retain + a_forget g_forget`` with the
     weighting of the run, adds the penalties of its regularizers, scales ``g`` down to ``max_grad_norm`` and takes one
-    AdamW step. Progress is emitted at every step, a checkpoint is written every ``checkpoint_every`` seconds, at the
+    step of AdamW or SGD. Progress is emitted at every step, a checkpoint is written every ``checkpoint_every`` seconds, at the
     end and when the user interrupts. When the run is resuming, the newest whole checkpoint of the phase is continued; a
     finished phase is skipped. On one machine with the same settings a resumed run ends bitwise as an uninterrupted one.
 
@@ -92,7 +92,7 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
     """
     if run.training is None:
         raise RuntimeError("total_steps needs run.training: the method's Config has no field 'training'")
-    sides = sides_of(data, needed_sides(constant_coefficients(run.weighting, {})))
+    sides = sides_of(data, needed_sides(_joint_coefficients(run)))
     return _steps(run.training, sides, process_group(torch.device(run.device)))
 
 
@@ -109,9 +109,15 @@ def calls_per_step(data: ForgetRetain, run: Run) -> tuple[tuple[Side, ...], ...]
         FADE under ``simple``: ``(("forget", "retain"),)``; under ``none``: ``(("forget",),)``; under a weighting that
         looks at the Gram matrix: ``(("forget",), ("retain",))``.
     """
-    constant = constant_coefficients(run.weighting, {})
+    constant = _joint_coefficients(run)
     sides = tuple(sides_of(data, needed_sides(constant)))
     return (sides,) if constant is not None else tuple((side,) for side in sides)
+
+
+def _joint_coefficients(run: Run) -> dict[Side, float] | None:
+    """Return the coefficients with which both sides are differentiated at once, ``None`` when they are not."""
+    apart = run.training is not None and run.training.gradient_conflict
+    return None if apart else constant_coefficients(run.weighting, {})
 
 
 def is_finished(run: Run, name: str = "main") -> bool:
@@ -181,14 +187,23 @@ class _Phase:
         device = parameters[0].device
         group = process_group(device)
         scale = LossScale(active=run.precision == "fp16")
-        gradients = Gradients(theta, losses, run.weighting, run.regularizers, {}, run.precision, group, scale)
+        gradients = Gradients(
+            theta,
+            losses,
+            run.weighting,
+            run.regularizers,
+            {},
+            run.precision,
+            group,
+            scale,
+            apart=training.gradient_conflict,
+        )
         sides = sides_of(data, gradients.needed())
         total = _steps(training, sides, group)
         check_warmup(training, total)
-        order = Order(sides, run, name, training.batch_size, training.accumulation * group.count, device)
-        fused = device.type in ("cpu", "cuda", "mps")
-        optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay, fused=fused)
-        phase = cls(theta, run, name, training, total, order, gradients, optimizer, group)
+        portions = training.accumulation * group.count
+        order = Order(sides, run, name, training.batch_size, portions, device, training.exhausted)
+        phase = cls(theta, run, name, training, total, order, gradients, _optimizer(training, parameters), group)
         phase._remember_values()
         return phase
 
@@ -279,7 +294,9 @@ class _Phase:
         combined = self.gradients.compute(portions, self.step, passes)
         rate = learning_rate(self.training, self.step, self.total)
         self.whole = False
-        numbers = {} if combined is None else self._update(combined, rate)
+        numbers = {}
+        if combined is not None:
+            numbers = self._leave_out(combined) if combined.left_out else self._update(combined, rate)
         self.step += 1
         self._remember_values()
         self.whole = True
@@ -303,11 +320,19 @@ class _Phase:
         self.optimizer.zero_grad(set_to_none=True)
         for regularizer in self.run.regularizers:
             regularizer.after_step(self.optimizer)
+        self._tell_conflict(combined, numbers)
+        return {key: value for key, value in numbers.items() if key.startswith("loss_") or key == "grad_norm"}
+
+    def _leave_out(self, combined: Combined) -> dict[str, float]:
+        """Change nothing, as the weighting asks; tell of the gradients all the same."""
+        self._tell_conflict(combined, _on_host(combined, torch.zeros(())))
+        return {}
+
+    def _tell_conflict(self, combined: Combined, numbers: Mapping[str, float]) -> None:
         if combined.gram is not None and self.group.first:
             flags = list(self.gradients.weighting_state.get("flags", []))
-            values: dict[str, Any] = {"step": self.step + 1, "flags": flags, **_conflict(numbers)}
+            values: dict[str, Any] = {"phase": self.name, "step": self.step + 1, "flags": flags, **_conflict(numbers)}
             self.run.emit("gradient_conflict", **values)
-        return {key: value for key, value in numbers.items() if key.startswith("loss_") or key == "grad_norm"}
 
     def _check_finite(self, numbers: Mapping[str, float]) -> None:
         bad = [key for key, value in numbers.items() if not math.isfinite(value)]
@@ -328,6 +353,14 @@ class _Phase:
         durable = self.step == self.total or self.step % max(1, self.total // 100) == 0
         values = {"what": what, "step": self.step, "total": self.total, "lr": rate, **numbers}
         self.run.emit("progress", durable=durable, **values)
+
+
+def _optimizer(training: Training, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    fused = parameters[0].device.type in ("cpu", "cuda", "mps")
+    lr, decay = training.lr, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
 
 
 def _seed_global(seed: int, device: torch.device) -> None:
@@ -361,18 +394,20 @@ def _on_host(combined: Combined, norm: Tensor) -> dict[str, float]:
 
 
 def _conflict(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """Return norms and cosines of the gradients from the Gram matrix; an undefined cosine is ``None``."""
+    """Return norms and cosines of the gradients from the Gram matrix; what is undefined or not finite is ``None``."""
     rr, rf, ff = numbers["rr"], numbers["rf"], numbers["ff"]
     a_r, a_f = numbers["a_r"], numbers["a_f"]
     squared = a_r * a_r * rr + 2 * a_r * a_f * rf + a_f * a_f * ff
 
     def cosine(product: float, x: float, y: float) -> float | None:
-        return max(-1.0, min(1.0, product / math.sqrt(x) / math.sqrt(y))) if x > 0 and y > 0 else None
+        if not (0 < x < math.inf and 0 < y < math.inf and math.isfinite(product)):
+            return None
+        return max(-1.0, min(1.0, product / math.sqrt(x) / math.sqrt(y)))
 
     return {
         "cos_rf": cosine(rf, rr, ff),
-        "norm_r": math.sqrt(rr),
-        "norm_f": math.sqrt(ff),
+        "norm_r": math.sqrt(rr) if math.isfinite(rr) else None,
+        "norm_f": math.sqrt(ff) if math.isfinite(ff) else None,
         "a_r": a_r,
         "a_f": a_f,
         "cos_g_r": cosine(a_r * rr + a_f * rf, squared, rr),

@@ -45,11 +45,15 @@ class Order:
     drawn from (seed, phase, side, pass). Nothing is remembered between steps, so a resumed run goes on where it
     stopped. Both sides are cut to the smaller one when a batch is larger than it.
 
+    With ``exhausted = "retain_only"`` an epoch is a pass over the retain examples, ``ceil(N_retain / size)`` steps, of
+    which only the first ``ceil(N_forget / size)`` have forget examples; without it every step has both.
+
     Args:
         sides: examples per side.
         run: source of the permutations and draws; phase: name of the `fit`.
         batch_size: examples per micro-batch and side; portions: micro-batches per step over all processes.
         device: where batches hand out tensors.
+        exhausted: ``cycle`` or ``retain_only``.
     """
 
     sides: dict[Side, Examples]
@@ -58,6 +62,7 @@ class Order:
     batch_size: int
     portions: int
     device: torch.device
+    exhausted: str = "cycle"
     _passes: dict[tuple[Side, int], list[int]] = attrs.field(factory=dict)
 
     @property
@@ -66,9 +71,26 @@ class Order:
         return min(self.batch_size * self.portions, *(len(examples) for examples in self.sides.values()))
 
     def rows(self, side: Side, step: int) -> list[int]:
-        """Return the rows of a side at a step, ``(size,)``."""
-        n, first = len(self.sides[side]), step * self.size
-        return [self._pass(side, p // n)[p % n] for p in range(first, first + self.size)]
+        """Return the rows of a side at a step, ``(size,)``; none where the side is exhausted."""
+        n = len(self.sides[side])
+        return [self._pass(side, p // n)[p % n] for p in self._positions(side, step)]
+
+    def passes(self, side: Side, step: int) -> list[int]:
+        """Return the pass that each of `rows` belongs to."""
+        return [p // len(self.sides[side]) for p in self._positions(side, step)]
+
+    def _positions(self, side: Side, step: int) -> range:
+        turn = self._turn(side, step)
+        return range(0) if turn is None else range(turn * self.size, (turn + 1) * self.size)
+
+    def _turn(self, side: Side, step: int) -> int | None:
+        """Return which batch of a side a step has, from 0; ``None`` when it has none."""
+        if self.exhausted == "cycle" or side == "retain" or "retain" not in self.sides:
+            return step
+        of_epoch = -(-len(self.sides["retain"]) // self.size)
+        with_forget = min(of_epoch, -(-len(self.sides[side]) // self.size))
+        epoch, inside = divmod(step, of_epoch)
+        return epoch * with_forget + inside if inside < with_forget else None
 
     def _pass(self, side: Side, index: int) -> list[int]:
         if (side, index) not in self._passes:
@@ -82,13 +104,23 @@ class Order:
         """Yield the portions of one process at one step: ``process, process + processes, ...`` of all portions."""
         draws: Draws = self.run if self.phase == "main" else PhaseDraws(self.run, self.phase)
         rows = {side: self.rows(side, step) for side in self.sides}
+        passes = {side: self.passes(side, step) for side in self.sides}
         for portion in range(process, self.portions, processes):
             places = range(portion * self.batch_size, min((portion + 1) * self.batch_size, self.size))
             if not places:
                 continue
             batches: dict[str, Batch] = {
-                side: Batch(examples, tuple(rows[side][i] for i in places), step, tuple(places), draws, self.device)
+                side: Batch(
+                    examples,
+                    tuple(rows[side][i] for i in places),
+                    step,
+                    tuple(places),
+                    draws,
+                    self.device,
+                    tuple(passes[side][i] for i in places),
+                )
                 for side, examples in self.sides.items()
+                if rows[side]
             }
             yield Portion(batches, len(places) / self.size)
 

@@ -19,10 +19,21 @@ class Training:
     batch_size: int = setting(2, help="examples per side and optimiser step, before accumulation", ge=1)
     accumulation: int = setting(1, help="micro-batches per optimiser step; k batches of b equal one of k*b", ge=1)
     lr: float = setting(1e-4, help="peak learning rate", gt=0)
+    optimizer: str = setting("adamw", help="adamw, or plain stochastic gradient descent", choices=("adamw", "sgd"))
+    momentum: float = setting(0.9, help="momentum of sgd; adamw has its own", ge=0, lt=1)
     schedule: str = setting("cosine", help="learning rate after the warm-up", choices=("constant", "linear", "cosine"))
     warmup_steps: int = setting(0, help="steps of linear warm-up, fewer than the steps of the run", ge=0)
-    weight_decay: float = setting(0.01, help="decoupled weight decay of AdamW", ge=0)
+    weight_decay: float = setting(0.01, help="weight decay: decoupled with adamw, part of the gradient with sgd", ge=0)
     max_grad_norm: float = setting(1.0, help="gradients are scaled down to this norm; 0 = never", ge=0)
+    exhausted: str = setting(
+        "cycle",
+        help="cycle: each side starts over; retain_only: an epoch is a pass over the retain examples, on them alone "
+        "when the forget ones are through",
+        choices=("cycle", "retain_only"),
+    )
+    gradient_conflict: bool = setting(
+        False, help="differentiate both sides apart, whatever the weighting, and report how their gradients conflict"
+    )
     checkpoint_every: float = setting(
         60.0, help="seconds between checkpoints; 0 = after every step", ge=0, speed_only=True
     )
@@ -32,7 +43,8 @@ def planned_steps(training: Training, n_forget: int, processes: int = 1, n_retai
     """Return the number of optimiser steps of a run; an epoch is a pass over the forget examples.
 
     ``steps`` as given, or ``epochs * ceil(n_forget / B)`` with ``B = min(batch_size * accumulation * processes,
-    n_forget, n_retain)``, the examples of a side that a step really sees.
+    n_forget, n_retain)``, the examples of a side that a step really sees. With ``exhausted = "retain_only"`` an epoch
+    is a pass over the retain examples, if they are more: ``epochs * ceil(max(n_forget, n_retain) / B)``.
 
     Args:
         training: the settings.
@@ -56,7 +68,9 @@ def planned_steps(training: Training, n_forget: int, processes: int = 1, n_retai
         return training.steps
     if training.epochs is not None and training.steps is None:
         batch = training.batch_size * training.accumulation * processes
-        return training.epochs * math.ceil(n_forget / min(batch, n_forget, n_retain or n_forget))
+        size = min(batch, n_forget, n_retain or n_forget)
+        longest = max(n_forget, n_retain or 0) if training.exhausted == "retain_only" else n_forget
+        return training.epochs * math.ceil(longest / size)
     raise ConfigError(
         "VU-C031",
         "Exactly one of 'steps' and 'epochs' says how long to train, but "

@@ -64,7 +64,7 @@ def test_a_third_party_name_is_as_good_as_a_built_in():
             {"vu_register_weightings": brings("x", needs=("denoize",))},
             "unknown need 'denoize'. Did you mean 'denoise'?",
         ),
-        ({"vu_register_weightings": brings("x", axes=("weighting",))}, "only methods have axes"),
+        ({"vu_register_weightings": brings("x", axes=("weighting",))}, "only methods and regularizers have axes"),
         ({"vu_register_weightings": lambda r: None}, "PluginValidationError"),
         ({"vu_register_weightings": lambda register: register("x", "no_colon", summary="x")}, "'module:attribute'"),
         ({"vu_register_weightings": lambda register: register("x", TARGET, summary=" ")}, "one line of text"),

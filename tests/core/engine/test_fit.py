@@ -507,7 +507,9 @@ def test_conflicts_are_told_for_weightings_that_see_both_gradients(tmp_path):
     assert [c["step"] for c in conflicts] == [1, 2, 3, 4]
     assert [e.values["step"] for e in events if e.type == "progress"] == [1, 2, 3, 4]
     assert all(-1 <= c["cos_rf"] <= 1 and c["a_r"] == 1.0 and c["norm_f"] > 0 for c in conflicts)
-    assert set(conflicts[0]) == {"step", "flags", "cos_rf", "norm_r", "norm_f", "a_r", "a_f", "cos_g_r", "cos_g_f"}
+    assert all(c["phase"] == "main" for c in conflicts)
+    cosines = {"cos_rf", "cos_g_r", "cos_g_f"}
+    assert set(conflicts[0]) == {"phase", "step", "flags", "norm_r", "norm_f", "a_r", "a_f", *cosines}
 
 
 def test_an_undefined_cosine_is_none(tmp_path):

@@ -22,10 +22,14 @@ OTHER = {
     (Training, "batch_size"): {"batch_size": 3},
     (Training, "accumulation"): {"accumulation": 2},
     (Training, "lr"): {"lr": 0.03},
+    (Training, "optimizer"): {"optimizer": "sgd"},
+    (Training, "momentum"): {"optimizer": "sgd", "momentum": 0.5},
     (Training, "schedule"): {"schedule": "constant"},
     (Training, "warmup_steps"): {"warmup_steps": 2},
     (Training, "weight_decay"): {"weight_decay": 0.5},
     (Training, "max_grad_norm"): {"max_grad_norm": 0.1},
+    (Training, "exhausted"): {"steps": None, "epochs": 2, "exhausted": "retain_only"},
+    (Training, "gradient_conflict"): {"gradient_conflict": True},
     (Training, "checkpoint_every"): {"checkpoint_every": 0.0},
     (Full, "targets"): {"targets": ("norm",)},
     (Simple, "forget_weight"): {"forget_weight": 0.3},
@@ -47,10 +51,16 @@ def config_class(kind):
     return kind if kind is Training else kind.Config
 
 
+# What a field is compared with, where that is not the start of its class alone.
+BESIDE = {
+    (Training, "momentum"): {"optimizer": "sgd"},
+    (Training, "exhausted"): {"steps": None, "epochs": 2},
+}
 FIELDS = [(kind, field) for kind in START for field in attrs.fields(config_class(kind))]
 
 
-def edit_with(folder, kind, changes):
+def trace_of(folder, kind, changes):
+    """Return the hash of the edit, and the types of the events on the way to it."""
     config = config_class(kind)(**{**START[kind], **changes})
     settings = {"training": Training(**START[Training])}
     if kind is Training:
@@ -59,16 +69,17 @@ def edit_with(folder, kind, changes):
         settings["weighting"] = kind(config)
     else:
         settings["parameters"] = kind(config)
-    run, model = toy_run(folder, **settings), toy_model()
+    events = []
+    run, model = toy_run(folder, **settings, emit_event=events.append), toy_model()
     theta = run.parameterise(model)
     fit(theta, toy_losses(model), toy_data(), run)
-    return edit_digest(theta.edit())
+    return edit_digest(theta.edit()), {event.type for event in events}
 
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda x: getattr(x, "__name__", getattr(x, "name", "")))
-def test_changing_the_field_changes_the_edit(kind, field, tmp_path):
-    before = edit_with(tmp_path / "before", kind, {})
-    after = edit_with(tmp_path / "after", kind, OTHER[kind, field.name])
+def test_changing_the_field_changes_edit_or_record(kind, field, tmp_path):
+    before = trace_of(tmp_path / "before", kind, BESIDE.get((kind, field.name), {}))
+    after = trace_of(tmp_path / "after", kind, OTHER[kind, field.name])
     assert (after == before) == bool(field.metadata["speed_only"])
     assert field.metadata["help"]
 

@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_the_mask(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"attribution": None}, "honours no attribution"),
+        ({"attribution": None}, "has no attribution"),
         ({"parameters": Lora(LoraConfig(targets=("to_q",)))}, "--parameters full"),
     ],
 )
@@ -127,8 +127,8 @@ def planned(attribution, parameters, regularizers=("hard-mask",)):
 @pytest.mark.parametrize(
     ("attribution", "parameters", "words"),
     [
-        (None, "full", "'fade' honours no attribution"),
-        (None, "lora", "'fade' honours no attribution"),
+        (None, "full", "no attribution is chosen"),
+        (None, "lora", "no attribution is chosen"),
         ("saliency", "lora", "--parameters full"),
         ("saliency", "masked-lora", "--parameters full"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -198,6 +198,18 @@ class Endless(ToyMethod):
     defaults = {}
 
 
+@attrs.frozen
+class WrapperConfig:
+    training: Training = setting(Training(epochs=2), help="how it is trained")
+    base_method: str = setting("toy-method", help="what it wraps")
+    base: Mapping[str, Any] = setting(factory=dict, help="settings of it", settings_of="base_method")
+
+
+class Wrapper(ToyMethod):
+    Config = WrapperConfig
+    defaults = {"regularizer": {"drag": {"force": 3.0}}, "attribution": {"name": "guess"}}
+
+
 class Greedy:
     @attrs.frozen
     class Config:
@@ -276,6 +288,10 @@ class Pull:
 
 
 class Push(Pull):
+    pass
+
+
+class Drag(Pull):
     pass
 
 

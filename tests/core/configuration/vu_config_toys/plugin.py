@@ -33,6 +33,9 @@ def vu_register_unlearners(register):
     register("closed-form", f"{PARTS}:ClosedForm", summary="no axis at all")
     register("demanding", f"{PARTS}:Demanding", summary="has a required field", axes=("parameters",))
     register("endless", f"{PARTS}:Endless", summary="says neither steps nor epochs", axes=("parameters", "weighting"))
+    register("wrapper", f"{PARTS}:Wrapper", summary="wraps another method", axes=("parameters", "regularizer"))
+    register("plain-method", f"{PARTS}:Demanding", summary="honours regularizers alone", axes=("regularizer",))
+    register("either", f"{PARTS}:ClosedForm", summary="one of two will do", needs=("denoise|classify",))
     register("missing-target", f"{PARTS}:Nowhere", summary="its class does not exist")
     register("greedy", f"{PARTS}:Greedy", summary="a field of its Config has the name of a key of the table")
     register("no-config", f"{PARTS}:NoConfig", summary="its class has no Config")
@@ -61,6 +64,7 @@ def vu_register_attributions(register):
 def vu_register_regularizers(register):
     register("pull", f"{PARTS}:Pull", summary="a regularizer", aliases=("tug",))
     register("push", f"{PARTS}:Push", summary="another regularizer")
+    register("drag", f"{PARTS}:Drag", summary="looks at an attribution", axes=("attribution",))
 
 
 @hookimpl

@@ -1,0 +1,1 @@
+"""Baselines of machine unlearning for classifiers and diffusion models."""
