@@ -188,7 +188,7 @@ def main() -> int:
         default=4,
         help="draws per side in the teacher bank; the time of a step does not depend on it",
     )
-    parser.add_argument("--only", choices=("sd14", "canvas", "memory"), help="one group of comparisons")
+    parser.add_argument("--only", choices=("sd14", "canvas", "memory", "munba", "uce"), help="one group of comparisons")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     found: list[Comparison] = []
@@ -206,6 +206,14 @@ def main() -> int:
         import memory
 
         found += [Comparison(*row) for row in memory.compare()]
+    if options.only in (None, "munba"):
+        import weighting
+
+        found += [Comparison(*row) for row in weighting.compare(options.pairs)]
+    if options.only in (None, "uce"):
+        import uce
+
+        found += [Comparison(*row) for row in uce.compare(max(options.pairs, 7))]
     for comparison in found:
         print(comparison.line(), flush=True)
     if options.json:

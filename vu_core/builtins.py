@@ -64,7 +64,7 @@ def vu_check_plan(plan: Plan) -> None:
         raise PlanError(
             "VU-L033",
             "The regularizer 'hard-mask' needs scores per weight, but no attribution is chosen and none is the default.",
-            "Install vu-attribution or set unlearner.attribution.name, or leave the regularizer out.",
+            "Set unlearner.attribution.name (`vu list-plugins` shows what is installed), or leave the regularizer out.",
             where="regularizer.hard-mask",
         )
     if config.parameters is not None and config.parameters.name in ("lora", "masked-lora"):

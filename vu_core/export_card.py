@@ -12,7 +12,7 @@ from vu_core.contracts import Check
 from vu_core.plan import Capability
 from vu_core.record import RunRecord
 from vu_core.report import (
-    CAUTION,
+    asked_words,
     changed_text,
     claim,
     hub_id,
@@ -61,7 +61,7 @@ def export_card(export: Export, record: RunRecord, bench: Bench) -> str:
         facts=_rows(_facts(record, bench)),
         scores=score_lines(card.scores if card is not None else ()),
         split=split,
-        caution=CAUTION[split],
+        **asked_words(bench.plan.model, split),
         unlike=unlike,
         settings=_rows(_settings(bench)),
         checks=_rows((check.what, *check_texts(check)) for check in export.checks),

@@ -12,6 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from vu_core.config import as_dict, flat, short_origin
+from vu_core.plan import Capability, ModelFacts
 from vu_core.record import RunRecord
 from vu_core.score import Score, Scorecard
 from vu_core.units import bytes_text
@@ -23,9 +24,15 @@ Image = tuple[str, bytes, bytes]
 """Caption, PNG before, PNG after."""
 
 CAUTION = {
-    "validation": "These seeds were free to be used for choosing settings: the numbers are optimistic.",
-    "held-out": "vu lets no method see these seeds.",
+    "validation": "These {} were free to be used for choosing settings: the numbers are optimistic.",
+    "held-out": "vu lets no method see these {}.",
 }
+USAGE = {
+    True: """- Look at one prompt before and after: `vu generate <this folder> "your prompt" --seed 1 --out pair.png`
+- Measure again with more seeds: `vu measure <this folder> --set measure.seeds=10`""",
+    False: "- Measure again: `vu measure <this folder>`",
+}
+"""What can be done with the edit of a model that makes images, and of one that does not."""
 
 
 def report_html(record: RunRecord, bench: Bench, images: Sequence[Image]) -> str:
@@ -48,14 +55,21 @@ def report_html(record: RunRecord, bench: Bench, images: Sequence[Image]) -> str
     )
 
 
-def model_card(record: RunRecord, bench: Bench) -> str:
-    """Return ``README.md`` of a run folder: a model card with the scores and what they do not show."""
+def model_card(record: RunRecord, bench: Bench, training: str = "") -> str:
+    """Return ``README.md`` of a run folder: a model card with the scores and what they do not show.
+
+    Args:
+        record: what lies in the folder.
+        bench: model, data and settings.
+        training: a sentence about how the edit was trained.
+    """
     card = record.scorecard
     scores = card.scores if card is not None else ()
     split = card.split if card is not None else "validation"
     base = bench.plan.model
     licence = f"The licence of the base model ({base.licence}) applies to the edited model too." if base.licence else ""
     files = {**record.files, "README.md": "this card"}
+    generates = Capability.GENERATE in base.capabilities
     return template("card.md").substitute(
         front=f"base_model: {json.dumps(short_name(record.model))}"
         + (f"\nlicense: {json.dumps(base.licence)}" if base.licence else ""),
@@ -64,12 +78,24 @@ def model_card(record: RunRecord, bench: Bench) -> str:
         status=" ".join(status_sentences(card)[1]),
         scores=score_lines(scores),
         split=split,
-        caution=CAUTION[split],
+        training=f"\n{training}\n" if training else "",
         files="\n".join(f"- `{name}`: {what}" for name, what in files.items()),
         base=bench.model.facts.base_hash[:12],
         changed=changed_text(record.edit_facts),
+        usage=USAGE[generates],
+        **asked_words(base, split),
         licence=licence,
     )
+
+
+def asked_words(facts: ModelFacts, split: str) -> dict[str, str]:
+    """Return the words of a card about what was asked: seeds and prompts, or images of a model that makes none."""
+    generates = Capability.GENERATE in facts.capabilities
+    return {
+        "caution": CAUTION[split].format("seeds" if generates else "images"),
+        "asked": "prompts and seeds" if generates else "images",
+        "others": "prompts" if generates else "images",
+    }
 
 
 def title(record: RunRecord) -> str:

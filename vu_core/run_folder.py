@@ -29,6 +29,8 @@ SOURCES = "sources"
 """Holds the edits that a composed run was made of."""
 INTERFERENCE = "interference.json"
 """Tells of a composed run which edit hurts which concept."""
+CONFLICT = "gradient-conflict.json"
+"""Tells of a trained run how the gradients of forgetting and keeping agree."""
 LOCK = ".lock"
 FREQUENT = ("progress", "gradient_conflict")
 """Types of events that come with every step of training."""

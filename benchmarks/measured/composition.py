@@ -10,9 +10,14 @@ from measured.making import KEPT, RUNS, keep, machine, shown, unlearn, vu
 from measured.page import kept, percent, score, score_cell, target, under
 
 
-def make(group: dict[str, Any]) -> None:
+def parts(group: dict[str, Any]) -> dict[str, list[str]]:
+    """Return what is composed: everything at once."""
+    return {"composed": group["forget"]}
+
+
+def make(group: dict[str, Any], name: str) -> None:
     """Forget each concept by itself, compose, revoke; everything is measured with the seeds of the group."""
-    place = KEPT / group["name"] / "composed.json"
+    place = KEPT / group["name"] / f"{name}.json"
     if place.exists():
         return
     home = RUNS / group["name"]

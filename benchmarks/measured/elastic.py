@@ -10,31 +10,36 @@ from measured.making import KEPT, RUNS, keep, machine, measure, shown, unlearn, 
 from measured.page import kept, percent, score, score_cell, target, under
 
 
-def make(group: dict[str, Any]) -> None:
-    """Train once; extract, and measure each sub-adapter in full."""
-    folder = RUNS / group["name"] / "super"
+def parts(group: dict[str, Any]) -> dict[str, list[str]]:
+    """Return how each sub-adapter is extracted, by its name."""
+    return dict(group["extract"])
+
+
+def make(group: dict[str, Any], name: str) -> None:
+    """Train once for all; extract a sub-adapter and measure it in full."""
+    folder, out = RUNS / group["name"] / "super", RUNS / group["name"] / name
+    place = KEPT / group["name"] / f"{list(group['extract']).index(name)}-{name}.json"
+    if place.exists():
+        return
+    extract = parts(group)[name]
     words = ["--method", "fade", "--parameters", "elastic-lora", "--forget", group["forget"]]
     words += ["--seed", str(group["seed"])]
-    for number, (name, extract) in enumerate(group["extract"].items()):
-        place, out = KEPT / group["name"] / f"{number}-{name}.json", RUNS / group["name"] / name
-        if place.exists():
-            continue
-        seconds = unlearn(folder, *words)
-        if not (out / "sub" / "README.md").exists():
-            shutil.rmtree(out, ignore_errors=True)
-            vu("extract", shown(folder), *extract, "--out", shown(out), "--quiet")
-        search = out / "search.json"
-        value = {
-            "name": name,
-            "trained": "vu unlearn " + " ".join(words),
-            "command": f"vu extract RUN {' '.join(extract)}",
-            "seconds": seconds,
-            "edit_bytes": (out / "sub" / "edit.safetensors").stat().st_size,
-            "machine": machine(folder),
-            "full": measure(out / "sub", group["seeds"]),
-            "search": json.loads(search.read_text()) if search.exists() else None,
-        }
-        keep(place, value)
+    seconds = unlearn(folder, *words).seconds
+    if not (out / "sub" / "README.md").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        vu("extract", shown(folder), *extract, "--out", shown(out), "--quiet")
+    search = out / "search.json"
+    value = {
+        "name": name,
+        "trained": "vu unlearn " + " ".join(words),
+        "command": f"vu extract RUN {' '.join(extract)}",
+        "seconds": seconds,
+        "edit_bytes": (out / "sub" / "edit.safetensors").stat().st_size,
+        "machine": machine(folder),
+        "full": measure(out / "sub", group["seeds"]),
+        "search": json.loads(search.read_text()) if search.exists() else None,
+    }
+    keep(place, value)
 
 
 def render(group: dict[str, Any]) -> list[str]:

@@ -9,21 +9,20 @@ from measured.making import KEPT, RUNS, keep, machine, measure, unlearn
 from measured.page import kept, percent, score, score_cell, under
 
 
-def make(group: dict[str, Any]) -> None:
-    """Make what is missing."""
-    for method in group["methods"]:
-        for concept in group["forget"]:
-            _make(group, method, concept)
+def parts(group: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return method and concept of each run, by its name."""
+    pairs = [(method, concept) for method in group["methods"] for concept in group["forget"]]
+    return {f"{method}--{concept.replace(':', '-')}": (method, concept) for method, concept in pairs}
 
 
-def _make(group: dict[str, Any], method: str, concept: str) -> None:
+def make(group: dict[str, Any], name: str) -> None:
     """Run, measure with few seeds (timed, empty cache), measure with many seeds, keep the numbers."""
-    name = f"{method}--{concept.replace(':', '-')}"
     place, folder = KEPT / group["name"] / f"{name}.json", RUNS / group["name"] / name
     if place.exists():
         return
+    method, concept = parts(group)[name]
     words = ["--method", method, "--forget", concept, "--seed", str(group["seed"])]
-    seconds = unlearn(folder, *words)
+    seconds = unlearn(folder, *words).seconds
     full = measure(folder, group["seeds"])
     value = {
         "command": "vu unlearn " + " ".join(words),

@@ -14,7 +14,6 @@ import torch
 
 import vu_core.testing as kit
 from vu_core import (
-    Capability,
     DataError,
     EvaluationItem,
     Run,
@@ -22,6 +21,7 @@ from vu_core import (
 )
 from vu_core.testing import toys
 from vu_core.testing.proof import Broken, Proof, ProofTests, but, case, red
+from vu_core.testing.toy_classifier import ToyClassifier
 from vu_core.testing.toy_painter import ToyPainter
 
 COUNTER = itertools.count(1)
@@ -128,22 +128,71 @@ def training_mode(self: Any, examples: Any, run: Run) -> Any:
     return ToyPainter.prepare(self, examples, run)
 
 
-class Classifies:
-    """Makes a classifier of the toy: rows depend on their batch."""
+def classifier(**attributes: Any) -> Callable[[], type[Any]]:
+    """ToyClassifier with attributes replaced once it is loaded."""
 
-    @staticmethod
-    def case() -> type[Any]:
-        def inspect_(self: Any) -> Any:
-            return attrs.evolve(toys.ToyModel.inspect(self), capabilities=frozenset({Capability.CLASSIFY}))
+    def load(self: Any, *, device: str, precision: str) -> Any:
+        found = toys.ToyClassifierModel.load(self, device=device, precision=precision)
+        found.__class__ = type("BrokenClassifier", (ToyClassifier,), attributes)
+        return found
 
-        def load(self: Any, *, device: str, precision: str) -> Any:
-            found = toys.ToyModel.load(self, device=device, precision=precision)
-            found.facts = self.inspect()
-            found.logits = lambda images: images.flatten(1)[:, :4] - images.mean()
-            found.features = lambda images: images.flatten(1)[:, :8]
-            return found
+    return lambda: case(kit.ModelTests, but(toys.ToyClassifierModel, load=load), label_axis="colour")
 
-        return case(kit.ModelTests, but(toys.ToyModel, inspect=inspect_, load=load))
+
+def centred(self: Any, images: Any) -> Any:
+    found = ToyClassifier.logits(self, images)
+    return found - found.mean(dim=0, keepdim=True)
+
+
+def batch_features(self: Any, images: Any) -> Any:
+    found = ToyClassifier.features(self, images)
+    return found - found.mean(dim=0, keepdim=True)
+
+
+def unsteady(self: Any, images: Any) -> Any:
+    return ToyClassifier.logits(self, images) + next(COUNTER)
+
+
+def half_logits(self: Any, images: Any) -> Any:
+    return self.network["classifier"](images.to(self.dtype))
+
+
+def cut_logits(self: Any, images: Any) -> Any:
+    with torch.no_grad():
+        return ToyClassifier.logits(self, images).requires_grad_()
+
+
+def keeps_all(self: Any, examples: Any, run: Run) -> Any:
+    return ToyClassifier.prepare(self, attrs.evolve(examples, reload=False), run)
+
+
+def keeps_none(self: Any, examples: Any, run: Run) -> Any:
+    return attrs.evolve(ToyClassifier.prepare(self, attrs.evolve(examples, reload=True), run), reload=examples.reload)
+
+
+def coarse(self: Any, batch: Any) -> Any:
+    return ((ToyClassifier.images(self, batch) + 1) * 127.5).round() / 127.5 - 1
+
+
+CLASSIFIER: list[tuple[str, Callable[[], type[Any]], str]] = [
+    ("test_logits_per_image", classifier(logits=centred), "logits of an image depend on the batch"),
+    ("test_logits_per_image", classifier(features=batch_features), "features of an image depend on the batch"),
+    ("test_logits_per_image", classifier(logits=unsteady), "other logits the second time"),
+    ("test_logits_per_image", classifier(logits=lambda self, x: torch.ones(len(x), 3)), "do not depend on the image"),
+    ("test_logits_per_image", classifier(classes=("red", "green")), "not (images, classes)"),
+    ("test_logits_in_half_precision", classifier(logits=half_logits), "are torch.bfloat16"),
+    ("test_features_go_into_the_head", classifier(features=ToyClassifier.logits), "no weight lies behind"),
+    ("test_features_go_into_the_head", classifier(features=lambda self, x: x.flatten(1)), "not of this network"),
+    (
+        "test_labels_are_places_among_the_classes",
+        classifier(labels=lambda self, batch: batch["label"] + 1),
+        "the classes have places [0, 1, 2]",
+    ),
+    ("test_images_are_those_of_the_data", classifier(images=coarse), "not those that the data gave"),
+    ("test_images_that_reload_are_drawn_anew", classifier(prepare=keeps_all), "were kept"),
+    ("test_images_that_reload_are_drawn_anew", classifier(prepare=keeps_none), "were not kept"),
+    ("test_gradients_reach_the_classifier", classifier(logits=cut_logits), "no gradient reaches"),
+]
 
 
 def generative_facts() -> type[Any]:
@@ -178,7 +227,7 @@ MODEL: list[Broken] = [
         ("test_images_follow_their_seed", model(generate=floats), "images are float64"),
         ("test_steps_and_guidance_matter", model(generate=unguided), "guidance changes no image"),
         ("test_model_is_left_alone", model(prepare=training_mode), "another mode"),
-        ("test_logits_per_image", Classifies.case, "depends on the batch"),
+        *CLASSIFIER,
     ]
 ]
 
@@ -326,6 +375,7 @@ DATA: list[Broken] = [
         ("test_sides_are_what_they_say", data(build=builds(swapped)), "of retain shows"),
         ("test_sides_are_what_they_say", data(build=builds(unwritten)), "overwrite caption is empty"),
         ("test_pixels_are_images", data(build=builds(brighter)), "leave [-1, 1]"),
+        ("test_pixels_are_images", data(has_images=False), "has_images is False, but there are images"),
         ("test_held_out_is_not_touched_by_build", data(build=leaks), "held-out images are in"),
         ("test_held_out_is_not_touched_by_build", data(build=peeks), "asks for the held-out part"),
         ("test_train_and_validation_are_disjoint", data(build=builds(overlaps)), "are in both"),

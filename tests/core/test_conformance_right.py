@@ -14,6 +14,7 @@ from vu_core.testing import (
     RegularizerTests,
     ToyAttribution,
     ToyBrightness,
+    ToyClassifierModel,
     ToyData,
     ToyDistillation,
     ToyExporter,
@@ -28,6 +29,11 @@ from vu_core.weightings import ForgetOnly, Simple
 
 class TestToyModel(ModelTests):
     plugin = ToyModel
+
+
+class TestToyClassifier(ModelTests):
+    plugin = ToyClassifierModel
+    label_axis = "colour"
 
 
 class TestToyData(DatasetTests):

@@ -7,10 +7,12 @@ from vu_core.adapters.full import Full, FullConfig, FullTheta, difference
 from vu_core.adapters.layers import Factors, LoraLayer, Switch
 from vu_core.adapters.lora import Lora, LoraConfig, LoraTheta, MaskedLora
 from vu_core.adapters.refitting import densified, refit
+from vu_core.adapters.subsets import SUBSETS, check_subset, subset
 from vu_core.edit_file import edit_digest, load_edit, save_edit
 
 __all__ = [
     "STRATEGIES",
+    "SUBSETS",
     "DeltaSize",
     "Factors",
     "Full",
@@ -24,6 +26,7 @@ __all__ = [
     "Switch",
     "apply_edit",
     "check_fits",
+    "check_subset",
     "combined",
     "compose",
     "delta_size",
@@ -35,5 +38,6 @@ __all__ = [
     "refit",
     "save_edit",
     "scaled",
+    "subset",
     "zero_fraction",
 ]

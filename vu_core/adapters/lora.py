@@ -21,6 +21,10 @@ from vu_core.setting import setting
 from vu_core.source import Source
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Maps of the attention of a denoiser."""
+
+
 @attrs.frozen
 class LoraConfig:
     """Settings of ``lora`` and ``masked-lora``."""
@@ -29,7 +33,9 @@ class LoraConfig:
     alpha: float = setting(4.0, help="strength: the change is (alpha / rank) * B A", gt=0)
     dropout: float = setting(0.0, help="share of the inputs of the change dropped in training", ge=0, lt=1)
     targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"), help="ends of module names; a component in front reaches other components"
+        ATTENTION,
+        help="ends of module names; a component in front reaches other components; the default means every linear map "
+        "and convolution of a model without a denoiser",
     )
 
 
@@ -57,7 +63,10 @@ class Lora:
         Raises:
             PlanError: ``VU-L030`` when a target matches no linear map and no convolution.
         """
-        matched = matching_modules(model, self.config.targets, LoraLayer.supports)
+        targets = self.config.targets
+        if targets == ATTENTION and not hasattr(model, "denoiser"):
+            targets = ()  # modules of these names are a denoiser's
+        matched = matching_modules(model, targets, LoraLayer.supports)
         return tuple(f"{name}.weight" for name, _ in matched)
 
     def attach(

@@ -22,7 +22,8 @@ class Metric(Protocol[ConfigT]):
     """The class behind a metric name; one metric may yield several scores.
 
     `observe` looks at one model; `scores` compares what was observed before and after on the same items. ``version`` is
-    part of the fingerprint and changes whenever a number could.
+    part of the fingerprint and changes whenever a number could. A metric that does not look at what the model does, as
+    the size of an edit, says ``looks = False``: a run with no other one cannot show that anything was forgotten.
     """
 
     Config: ClassVar[type[Any]]

@@ -51,7 +51,9 @@ class ModelPlugin(Protocol[ConfigT]):
 class Model(Protocol):
     """A loaded model.
 
-    ``network`` holds every component as a named child (``unet``, ``text_encoder``, ``classifier``).
+    ``network`` holds every component as a named child (``unet``, ``text_encoder``, ``classifier``). A model whose
+    answers depend on more than its tensors and settings, such as code of the user's, has an attribute ``fingerprint:
+    str`` that changes with it: what it answered is kept for no other one.
     """
 
     facts: ModelFacts
@@ -151,7 +153,7 @@ class Classifier(Protocol):
     """Names of the K classes in the order of the logits."""
 
     def images(self, batch: Batch) -> Tensor:
-        """Return the images of the rows as the network reads them, ``(B, 3, H, W)`` float32."""
+        """Return the images of the rows, ``(B, 3, H, W)`` float32 in [-1, 1]."""
         ...
 
     def labels(self, batch: Batch) -> Tensor:
@@ -159,7 +161,7 @@ class Classifier(Protocol):
         ...
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits ``(B, K)`` of images ``(B, 3, H, W)``, float32."""
+        """Return logits ``(B, K)`` of such images, float32; what the network wants to see instead is computed here."""
         ...
 
     def features(self, images: Tensor) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
+
+CPU_PIECE = 1 << 18
+"""Numbers per piece that `gram` widens at a time: 2 MiB in float64 stay in the cache."""
+DEVICE_PIECE = 1 << 22
+"""The same on other devices, where a piece costs launches: 32 MiB in float64."""
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -60,8 +66,8 @@ def clip_to_norm(tensors: Sequence[Tensor], max_norm: float) -> Tensor:
 def gram(retain: Sequence[Tensor | None], forget: Sequence[Tensor | None]) -> Tensor:
     """Return the inner products of two gradients in the order (retain, forget).
 
-    ``K = [[<r, r>, <r, f>], [<r, f>, <f, f>]]``, every product per tensor in float64, then added up. Never builds one
-    long vector, never copies to the host.
+    ``K = [[<r, r>, <r, f>], [<r, f>, <f, f>]]`` in float64, added up over pieces of the tensors that are widened one
+    after the other. Never builds one long vector, never copies to the host.
 
     Args:
         retain: gradient per trainable tensor; ``None`` counts as zeros.
@@ -77,24 +83,31 @@ def gram(retain: Sequence[Tensor | None], forget: Sequence[Tensor | None]) -> Te
     Source:
         The contract of gradient weightings: MUNBa, Nash-MTL, PCGrad and CAGrad depend on these three numbers only.
     """
-    rows = []
+    rr: list[Tensor] = []
+    rf: list[Tensor] = []
+    ff: list[Tensor] = []
     for r, f in zip(retain, forget, strict=True):
-        r64, f64 = _flat64(r), _flat64(f)
-        rr = None if r64 is None else torch.dot(r64, r64)
-        ff = None if f64 is None else torch.dot(f64, f64)
-        rf = None if r64 is None or f64 is None else torch.dot(r64, f64)
-        known = next((value for value in (rr, ff) if value is not None), None)
-        if known is not None:
-            zero = torch.zeros_like(known)
-            rows.append(torch.stack([zero if value is None else value for value in (rr, rf, ff)]))
-    if not rows:
+        if r is None and f is None:
+            continue
+        for x, y in zip(_pieces(r), _pieces(f), strict=False):  # the pieces of None are None without end
+            if x is not None:
+                rr.append(torch.dot(x, x))
+            if x is not None and y is not None:
+                rf.append(torch.dot(x, y))
+            if y is not None:
+                ff.append(torch.dot(y, y))
+    known = rr + ff
+    if not known:
         return torch.zeros(2, 2, dtype=torch.float64)
-    total = torch.stack(rows).sum(0)  # (3,)
-    return total[[0, 1, 1, 2]].reshape(2, 2)
+    k11, k12, k22 = (torch.stack(each).sum() if each else torch.zeros_like(known[0]) for each in (rr, rf, ff))
+    return torch.stack([k11, k12, k12, k22]).reshape(2, 2)
 
 
-def _flat64(gradient: Tensor | None) -> Tensor | None:
+def _pieces(gradient: Tensor | None) -> Iterator[Tensor | None]:
+    """Yield a gradient piece by piece in float64, or ``None`` for ever."""
     if gradient is None:
-        return None
-    where = "cpu" if gradient.device.type == "mps" else gradient.device
-    return gradient.detach().to(where).flatten().double()
+        yield from repeat(None)
+        return
+    flat = gradient.detach().flatten()
+    for piece in torch.split(flat, CPU_PIECE if flat.device.type == "cpu" else DEVICE_PIECE):
+        yield (piece.cpu() if piece.device.type == "mps" else piece).double()

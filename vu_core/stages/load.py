@@ -63,7 +63,7 @@ def load(
     with asked(config.model.entry, entries):
         model: Model = chosen_model.load(device=config.run.device, precision=config.run.precision)
     dataset: Dataset[Any] = _instance(config.data, with_ref=True)
-    run = _run(plan, plugins, folder, emit, entries, base_hash=model.facts.base_hash)
+    run = _run(plan, plugins, folder, emit, entries, model)
     run.resuming = resuming
     method: Unlearner[Any] = _instance(config.unlearner)
     data = None
@@ -92,8 +92,7 @@ def _run(
     folder: Path,
     emit: Callable[[Event], None],
     entries: list[Entry],
-    *,
-    base_hash: str,
+    model: Model,
 ) -> Run:
     """Return what the method is handed; a base method that it asks for joins ``entries``."""
     config: RunConfig = plan.config
@@ -109,6 +108,7 @@ def _run(
     attribution = axis(config.attribution)
     if attribution is not None and config.attribution is not None:
         content = settings_text(config.data.config) + settings_text(config.model.config)
+        content += str(getattr(model, "fingerprint", ""))
         named = config.attribution
         attribution = CachedAttribution(attribution, named.name, named.config, content, Cache(cache))
     return Run(
@@ -125,7 +125,7 @@ def _run(
         resolve=resolve,
         emit_event=emit,
         data_digest=plan.manifest.digest,
-        base_hash=base_hash,
+        base_hash=model.facts.base_hash,
         stage="load",
     )
 

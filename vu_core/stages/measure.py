@@ -100,7 +100,8 @@ def _note_idle_seeds(bench: Bench) -> None:
     config: RunConfig = bench.plan.config
     asked_for = config.origins.get("measure.seeds", "").startswith("--")
     if asked_for and not any(_draws(choice.entry) for choice in config.metrics):
-        bench.run.emit("note", text="No metric here makes images: measure.seeds changes no score, only the images.")
+        rest = ", only the images" if isinstance(bench.model, TextToImage) else ""
+        bench.run.emit("note", text=f"No metric here makes images: measure.seeds changes no score{rest}.")
 
 
 def split_seeds(split: str, count: int) -> tuple[int, ...]:
@@ -180,7 +181,7 @@ def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evalua
     chosen = bench.plan.config
     data = [bench.plan.manifest.name, settings_text(chosen.data.config), *settings]
     # Two models may share their weights and yet draw differently, such as with another sampler.
-    model = [chosen.model.name, settings_text(chosen.model.config)]
+    model = [chosen.model.name, settings_text(chosen.model.config), str(getattr(bench.model, "fingerprint", ""))]
     versions = [f"{dist} {version}" for dist, version in sorted(bench.plan.versions.items())]
     machine = [run.device, run.precision, str(torch.get_num_threads()), torch.__version__, *versions]
     generation = str(sorted(evaluation.generation.items()))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from re import match
 
 import attrs
 
 from vu_core.blame import asked
-from vu_core.config import RunConfig, run_id
+from vu_core.config import Choice, RunConfig, run_id
 from vu_core.config.problems import locating
 from vu_core.config.run_config import base_methods
 from vu_core.cost import estimate, steps_of, training_of
@@ -60,7 +60,7 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
             selection: Selection = dataset.parse(config.forget, config.overwrite)
         with asked(config.data.entry):
             manifest: Manifest = dataset.manifest(selection)
-    config, left_out = _without_unmeasurable(config, manifest)
+    config, left_out = _without_unmeasurable(config, facts, manifest)
     notes += left_out
     _check_needs(config, facts, manifest, plugins.registry)
     with locating(config.origins):
@@ -123,33 +123,52 @@ def _with_seed(config: RunConfig) -> tuple[RunConfig, str]:
     return drawn, f"No seed was given: {seed} was drawn. Repeat the run with --seed {seed}."
 
 
-def _without_unmeasurable(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, list[str]]:
-    """Leave out metrics that need unseen examples where there are none, if only the data named them; say so."""
-    if _keeps_unseen(config, manifest) or not config.origins.get("measure.metrics", "").startswith("named by"):
+def _without_unmeasurable(config: RunConfig, facts: ModelFacts, manifest: Manifest) -> tuple[RunConfig, list[str]]:
+    """Leave out metrics that cannot be had here, if only the data named them.
+
+    Data names metrics for every kind of model. One that another kind serves is missed only where no other metric tells
+    whether it was forgotten; one for whose unseen examples there are none is always missed: then it is said.
+    """
+    if not config.origins.get("measure.metrics", "").startswith("named by"):
         return config, []
-    kept = tuple(choice for choice in config.metrics if Capability.UNSEEN not in choice.entry.needs)
-    dropped = [f"'{choice.name}'" for choice in config.metrics if choice not in kept]
-    if not dropped or not kept:  # a run without any metric is refused, as one whose metrics were asked for
-        return config, []
-    note = (
-        f"The data keeps no unseen examples of both sides in its {config.measure.split} part, so "
-        f"{' and '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} left out; "
-    )
+    can = {*facts.capabilities, Capability.JUDGE, Capability.UNSEEN}
+    served = [choice for choice in config.metrics if all(not can.isdisjoint(n.split("|")) for n in choice.entry.needs)]
+    unseen = _keeps_unseen(config, manifest)
+    kept = [choice for choice in served if unseen or Capability.UNSEEN not in choice.entry.needs]
+    if not kept or len(kept) == len(config.metrics):
+        return config, []  # a run without any metric is refused, as one whose metrics were asked for
+    foreign = [choice for choice in config.metrics if choice not in served]
+    blind = [choice for choice in served if choice not in kept]
     measure = attrs.evolve(config.measure, metrics=tuple(choice.name for choice in kept))
-    config = attrs.evolve(config, metrics=kept, measure=measure)
-    rest = "the status of the run rests on the other metrics."
-    return config, [note + (rest if measures_forgetting(config, manifest) else NOTHING_MEASURES)]
+    config = attrs.evolve(config, metrics=tuple(kept), measure=measure)
+    measured = measures_forgetting(config, manifest)
+    notes = []
+    if blind:
+        because = f"The data keeps no unseen examples of both sides in its {config.measure.split} part"
+        notes.append(f"{because}, so {_are_left_out(blind)}")
+    if foreign and not measured:
+        notes.append(f"The model '{facts.name}' cannot be asked what they need, so {_are_left_out(foreign)}")
+    rest = "the status of the run rests on the other metrics." if measured else NOTHING_MEASURES
+    return config, [f"{note}; {rest}" for note in notes]
+
+
+def _are_left_out(choices: Sequence[Choice]) -> str:
+    names = " and ".join(f"'{choice.name}'" for choice in choices)
+    return f"{names} {'is' if len(choices) == 1 else 'are'} left out"
 
 
 def measures_forgetting(config: RunConfig, manifest: Manifest) -> bool:
     """Tell whether anything may be said about forgetting at all.
 
-    Nothing is where the data keeps no unseen examples and no metric asks for an ability of the model: such ones, as
-    the size of the edit, do not look at what the model does.
+    Nothing is where no metric looks at what the model does: one that asks for an ability of the model does, one that
+    says ``looks = False``, as the size of the edit, does not, and any other may look at unseen examples, if there are
+    some.
     """
     abilities = {Capability.DENOISE, Capability.GENERATE, Capability.CLASSIFY}
-    looks = any(abilities.intersection(choice.entry.needs) for choice in config.metrics)
-    return looks or _keeps_unseen(config, manifest)
+    if any(abilities.intersection(need.split("|")) for choice in config.metrics for need in choice.entry.needs):
+        return True
+    may_look = any(getattr(choice.entry.load(), "looks", True) for choice in config.metrics)
+    return may_look and _keeps_unseen(config, manifest)
 
 
 def _keeps_unseen(config: RunConfig, manifest: Manifest) -> bool:

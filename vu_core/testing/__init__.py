@@ -9,7 +9,8 @@ An author names the class and inherits every test of its kind::
     class TestMine(UnlearnerTests):
         plugin = Mine
 
-Needs pytest. Nothing is imported before it is asked for: the toys `ToyModel` and `ToyData` stay torch-free.
+Needs pytest. Nothing is imported before it is asked for: the toys `ToyModel`, `ToyClassifierModel` and `ToyData` stay
+torch-free.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vu_core.testing.plugin_tests import PluginTests
     from vu_core.testing.registration_tests import CommandTests, RecipeTests
     from vu_core.testing.regularizer_tests import RegularizerTests
+    from vu_core.testing.toy_classifier import ToyClassifier
     from vu_core.testing.toy_denoiser import ToyDenoiser, toy_data
     from vu_core.testing.toy_methods import (
         ToyAttribution,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
         ToyWeighting,
     )
     from vu_core.testing.toy_painter import ToyPainter
-    from vu_core.testing.toys import ToyData, ToyModel, toy_evaluation, toy_forget_retain, toy_run
+    from vu_core.testing.toys import ToyClassifierModel, ToyData, ToyModel, toy_evaluation, toy_forget_retain, toy_run
     from vu_core.testing.unlearner_tests import UnlearnerTests
     from vu_core.testing.weighting_tests import WeightingTests
 
@@ -51,6 +53,7 @@ _HOME = {
     "plugin_tests": ("PluginTests",),
     "registration_tests": ("CommandTests", "RecipeTests"),
     "regularizer_tests": ("RegularizerTests",),
+    "toy_classifier": ("ToyClassifier",),
     "toy_denoiser": ("ToyDenoiser", "toy_data"),
     "toy_methods": (
         "ToyAttribution",
@@ -61,7 +64,7 @@ _HOME = {
         "ToyWeighting",
     ),
     "toy_painter": ("ToyPainter",),
-    "toys": ("ToyData", "ToyModel", "toy_evaluation", "toy_forget_retain", "toy_run"),
+    "toys": ("ToyClassifierModel", "ToyData", "ToyModel", "toy_evaluation", "toy_forget_retain", "toy_run"),
     "unlearner_tests": ("UnlearnerTests",),
     "weighting_tests": ("WeightingTests",),
 }
@@ -79,6 +82,8 @@ __all__ = [
     "RegularizerTests",
     "ToyAttribution",
     "ToyBrightness",
+    "ToyClassifier",
+    "ToyClassifierModel",
     "ToyData",
     "ToyDenoiser",
     "ToyDistillation",

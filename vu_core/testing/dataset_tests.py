@@ -152,7 +152,11 @@ class DatasetTests(PluginTests):
 
     def test_pixels_are_images(self, tmp_path: Path) -> None:
         """float32, three channels, the resolution asked for, in [-1, 1], the same for the same generator."""
-        for _, table in tables(self.build(tmp_path)):
+        built = tables(self.build(tmp_path))
+        if not getattr(self.plugin, "has_images", True):
+            assert all(table.load is None for _, table in built), "has_images is False, but there are images"
+            pytest.skip("the data has no images")
+        for _, table in built:
             for row in {0, len(table) - 1} if len(table) else ():
                 assert table.load is not None, "there are no images"
                 first, second = (table.load(row, torch.Generator().manual_seed(3)) for _ in range(2))

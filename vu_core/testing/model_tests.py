@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vu_core.contracts.model import Classifier, Denoiser, Model, TextToImage
+from vu_core.contracts.model import Classifier, Denoiser, Model, TextToImage, Tokens, Trajectory
 from vu_core.data import Batch, Examples
 from vu_core.plan import Capability, ModelFacts
 from vu_core.testing.fresh_process import heavy_imports
@@ -22,18 +23,22 @@ PROTOCOLS = {
     Capability.DENOISE: Denoiser,
     Capability.GENERATE: TextToImage,
     Capability.CLASSIFY: Classifier,
+    Capability.TOKENS: Tokens,
+    Capability.TRAJECTORY: Trajectory,
 }
 
 
 class ModelTests(PluginTests):
     """Checks of a model plugin; set ``plugin`` and, where it needs one, ``ref`` (or `make_ref`).
 
-    What is asked of the loaded model follows from the capabilities that its facts name.
+    What is asked of the loaded model follows from the capabilities that its facts name. ``label_axis`` is the label of
+    an example that names its class, for classifiers.
     """
 
     ref: ClassVar[str] = ""
     prompts: ClassVar[tuple[str, str]] = ("a red dot", "a blue bar")
     settings_to_generate: ClassVar[dict[str, Any]] = {"steps": 2, "guidance": 1.5}
+    label_axis: ClassVar[str] = "class"
 
     def make_ref(self) -> str:
         """Return the folder or hub id that is loaded."""
@@ -60,11 +65,12 @@ class ModelTests(PluginTests):
         return attrs.asdict(plugin.inspect()), tensor_digest(model.network.state_dict())
 
     def examples(self, model: Any, count: int = 3) -> Examples:
-        """Return images of noise in the resolution of the model."""
-        size = model.facts.resolution
-        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        """Return images of noise in the resolution of the model; for a classifier, of its classes in turn."""
+        images = noise(model, count)
         captions = tuple(self.prompts[i % 2] for i in range(count))
-        return Examples("forget", captions, captions, load=lambda row, generator: images[row])
+        classes = getattr(model, "classes", ())
+        labels = {self.label_axis: tuple(classes[i % len(classes)] for i in range(count))} if classes else {}
+        return Examples("forget", captions, captions, labels, load=lambda row, generator: images[row])
 
     def batch(self, model: Any, folder: Path, rows: tuple[int, ...] = (0, 1, 2)) -> Batch:
         """Return prepared rows of `examples`; a row has the same draws in every batch."""
@@ -195,6 +201,24 @@ class ModelTests(PluginTests):
         predictions = [model.predict(z, t, embedding[None]) for embedding in (first, second)]
         assert not torch.equal(*predictions), "the prediction does not depend on the caption"
 
+    def test_tokens_are_rows_of_the_embedding(self) -> None:
+        """A start, what the caption says, an end; no more tokens than rows, and a longer caption begins alike."""
+        model = self.loaded_with(Capability.TOKENS)
+        first, other = self.prompts
+        captions = [first, other, f"{first} {other}", "", first]
+        with nothing_global_changes():
+            short, second, long, empty, again = model.tokens(captions)
+        rows = model.embed(captions).shape[1]
+        cut = model.tokens([" ".join([first] * rows)])[0]
+        assert short == again == model.tokens([first])[0], "the tokens of a caption depend on the others"
+        assert all(isinstance(i, int) for i in (*short, *empty)), "token ids must be plain whole numbers"
+        assert len(empty) == 2, f"the empty caption has {len(empty)} tokens, not a start and an end"
+        assert all(len(ids) <= rows for ids in (short, second, long, cut)), f"more tokens than the {rows} rows"
+        ends = {(ids[0], ids[-1]) for ids in (short, second, long, cut, empty)}
+        assert len(ends) == 1, "not every caption has the same start and end token"
+        assert len(short) > 2, "no token for the words of a caption: padding begins at once"
+        assert long[: len(short) - 1] == short[:-1], "a caption that goes on has other tokens from the beginning"
+
     def test_gradients_reach_the_denoiser(self, tmp_path: Path) -> None:
         """What is trained sits in the denoiser, so gradients must arrive there."""
         model = self.loaded_with(Capability.DENOISE)
@@ -229,6 +253,57 @@ class ModelTests(PluginTests):
             other = model.generate([self.prompts[0]], [1], **{**self.settings_to_generate, key: value})
             assert not np.array_equal(usual, other), f"{key} changes no image"
 
+    def test_timesteps_of_sampling_fall(self) -> None:
+        """As many timesteps as steps, from the noisiest down, all of the model's."""
+        model = self.loaded_with(Capability.TRAJECTORY)
+        for steps in (1, 4):
+            timesteps = model.sampling_timesteps(steps)
+            assert len(timesteps) == steps, f"{steps} steps pass through {len(timesteps)} timesteps"
+            assert all(isinstance(t, int) for t in timesteps), "timesteps must be whole numbers"
+            assert list(timesteps) == sorted(set(timesteps), reverse=True), f"the timesteps do not fall: {timesteps}"
+            assert 0 <= timesteps[-1] <= timesteps[0] < model.timesteps, f"timesteps leave the model's: {timesteps}"
+
+    def test_way_begins_at_the_noise_and_ends_at_the_image(self) -> None:
+        """Nothing done is the noise; everything done is what `generate` shows; each step in between changes something.
+
+        For samplers that draw no noise on the way.
+        """
+        model = self.loaded_with(Capability.TRAJECTORY)
+        steps, guidance = self.settings_to_generate["steps"], self.settings_to_generate["guidance"]
+        noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+        rows, prompt = steps + 1, self.prompts[0]
+        with nothing_global_changes():
+            z = model.denoise_partly(
+                [prompt] * rows, noise.repeat(rows, 1, 1, 1), steps=steps, done=range(rows), guidance=guidance
+            )
+        assert z.shape == (rows, *model.latent_shape), f"latents have the shape {tuple(z.shape)}"
+        assert not z.requires_grad, "latents on the way carry a gradient"
+        assert torch.allclose(z[0], noise[0], rtol=1e-2, atol=1e-2), "with nothing done, the latent is not the noise"
+        assert all(not torch.equal(a, b) for a, b in zip(z, z[1:], strict=False)), "a step changes nothing"
+        if Capability.GENERATE in model.facts.capabilities:
+            image = model.generate([prompt], [3], steps=steps, guidance=guidance)[0].astype(int)
+            decoded = ((model.decode(z[-1:])[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).numpy()
+            difference = np.abs(decoded - image).max()
+            assert difference <= 2, f"what is done to the end is {difference:.0f} of 255 levels from the image"
+
+    def test_way_of_a_row_is_its_own(self) -> None:
+        """Where others stop, and what they ask for, changes nothing for a row; prompt and guidance do."""
+        model = self.loaded_with(Capability.TRAJECTORY)
+        a, b = self.prompts
+        noise = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(4))
+        noise[2] = noise[1]
+
+        def go(rows: list[int], captions: list[str], done: list[int], guidance: float = 2.0) -> torch.Tensor:
+            latents: torch.Tensor = model.denoise_partly(captions, noise[rows], steps=4, done=done, guidance=guidance)
+            return latents
+
+        together = go([0, 1, 2, 3], [a, a, b, b], [4, 2, 2, 0])
+        for row, (caption, done) in enumerate(((a, 4), (a, 2), (b, 2), (b, 0))):
+            alone = go([row], [caption], [done])[0]
+            assert torch.allclose(together[row], alone, rtol=1e-3, atol=1e-3), "a row depends on the others"
+        assert not torch.equal(together[1], together[2]), "the prompt changes nothing on the way"
+        assert not torch.equal(together[1], go([1], [a], [2], 5.0)[0]), "guidance changes nothing on the way"
+
     def test_model_is_left_alone(self, tmp_path: Path) -> None:
         """Preparing, predicting and generating change no weight, mode or flag."""
         model = self.load()
@@ -239,11 +314,102 @@ class ModelTests(PluginTests):
         assert not before.differences(model.network), before.differences(model.network)
 
     def test_logits_per_image(self) -> None:
-        """A classifier gives one row of logits and one of features per image, whatever the batch."""
+        """A classifier gives a finite logit per class and a row of features per image, whatever the batch."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        images = noise(model, 3)
+        logits, features = model.logits(images), model.features(images)
+        assert logits.shape == (3, len(model.classes)), f"logits are {tuple(logits.shape)}, not (images, classes)"
+        assert features.shape[0] == 3, "one row of features per image"
+        assert features.dim() == 2, "features are (B, D)"
+        assert logits.dtype == torch.float32, f"logits are {logits.dtype}"
+        assert bool(logits.isfinite().all()), "a logit is not finite"
+        assert not torch.equal(logits[0], logits[1]), "the logits do not depend on the image"
+        assert torch.equal(model.logits(images), logits), "the same images have other logits the second time"
+        for what, ask, whole in (("logits", model.logits, logits), ("features", model.features, features)):
+            alone = ask(images[1:2])
+            assert torch.allclose(alone, whole[1:2], rtol=1e-4, atol=1e-5), f"{what} of an image depend on the batch"
+
+    def test_logits_in_half_precision(self) -> None:
+        """What a loss is computed from is float32, whatever the network is in."""
+        self.loaded_with(Capability.CLASSIFY)
+        half = self.load("bf16")
+        logits = half.logits(noise(half, 2))
+        assert logits.dtype == torch.float32, f"logits of a network in bf16 are {logits.dtype}"
+        assert bool(logits.isfinite().all()), "a logit of a network in bf16 is not finite"
+
+    def test_features_go_into_the_head(self) -> None:
+        """Features lie inside the network: weights before them change them, and weights behind them do not."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        images = noise(model, 3)
+        logits, features = model.logits(images), model.features(images)
+        behind = before = False
+        for parameter in reversed(list(model.network.parameters())):
+            kept = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.add_(0.5)
+                same = torch.equal(model.features(images), features)
+                behind = behind or (same and not torch.equal(model.logits(images), logits))
+                before = before or not same
+                parameter.copy_(kept)
+            if behind and before:
+                return
+        assert behind, "no weight lies behind the features: they are not what goes into the head"
+        assert before, "no weight changes the features: they are not of this network"
+
+    def test_labels_are_places_among_the_classes(self, tmp_path: Path) -> None:
+        """The label of a row is the place of its class; the names of the classes are distinct."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        assert len(set(model.classes)) == len(model.classes) > 1, "classes are at least two distinct names"
+        labels = model.labels(self.batch(model, tmp_path))
+        assert labels.dtype == torch.int64, f"labels are {labels.dtype}"
+        wanted = [place % len(model.classes) for place in range(3)]
+        assert labels.tolist() == wanted, f"labels are {labels.tolist()}, where the classes have places {wanted}"
+
+    def test_images_are_those_of_the_data(self, tmp_path: Path) -> None:
+        """A classifier hands out the pixels that the data gave, float32 in [-1, 1], those of whole levels too."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        given = noise(model, 3)
+        levels = ((given + 1) * 127.5).round() / 127.5 - 1
+        run = toy_run(tmp_path)
+        for pixels in (given, levels):
+            table = attrs.evolve(self.examples(model), load=partial(row_of, pixels))
+            batch = Batch(model.prepare(table, run), (2, 0), 0, (0, 1), run, torch.device("cpu"))
+            images = model.images(batch)
+            assert images.dtype == torch.float32, f"images are {images.dtype}"
+            assert torch.equal(images, pixels[[2, 0]]), "the images are not those that the data gave"
+
+    def test_images_that_reload_are_drawn_anew(self, tmp_path: Path) -> None:
+        """Where the pixels change at every step, they are those of the step; else they are read once."""
         model = self.loaded_with(Capability.CLASSIFY)
         size = model.facts.resolution
-        images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        logits, features = model.logits(images), model.features(images)
-        assert logits.shape[0] == features.shape[0] == 3, "one row per image"
-        assert logits.dim() == features.dim() == 2, "logits and features are (B, K) and (B, D)"
-        assert torch.allclose(model.logits(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5), "depends on the batch"
+        usual = attrs.evolve(
+            self.examples(model), load=lambda row, draws: torch.rand(3, size, size, generator=draws) * 2 - 1
+        )
+        run = toy_run(tmp_path)
+        for reload in (False, True):
+            table = model.prepare(attrs.evolve(usual, reload=reload), run)
+            steps = [model.images(Batch(table, (0,), step, (0,), run, torch.device("cpu"))) for step in (0, 0, 1)]
+            assert torch.equal(steps[0], steps[1]), "the same step has other images the second time"
+            assert torch.equal(steps[0], steps[2]) != reload, (
+                "images that change at every step were kept" if reload else "images were not kept"
+            )
+
+    def test_gradients_reach_the_classifier(self) -> None:
+        """What is trained sits in the network, so gradients must arrive there."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        weight = next(p for p in model.network.parameters() if p.dim() > 1)
+        weight.requires_grad_(True)
+        model.logits(noise(model, 2)).square().mean().backward()
+        assert weight.grad is not None, "no gradient reaches the network"
+        assert bool(weight.grad.any()), "the gradient of the network is zero"
+
+
+def row_of(pixels: torch.Tensor, row: int, generator: torch.Generator) -> torch.Tensor:
+    """Return one image; nothing is drawn."""
+    return pixels[row]
+
+
+def noise(model: Any, count: int) -> torch.Tensor:
+    """Return images of noise in the resolution of the model, float32 ``(count, 3, H, W)`` in [-1, 1]."""
+    size = model.facts.resolution
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1

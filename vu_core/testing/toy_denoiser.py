@@ -40,7 +40,9 @@ class _UNet(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, c: Tensor) -> Tensor:
         x = self.conv_in(z) + self.time(t[:, None].to(z.dtype) / 100)[:, :, None, None]  # (B, W, h, w)
-        tokens = x.flatten(2).transpose(1, 2)  # (B, h*w, W)
+        # Contiguous, as a layer norm hands them on: torch multiplies others by one kernel for weights that are trained
+        # and another one for those that are not, and an untouched adapter would not equal its teacher bit for bit.
+        tokens = x.flatten(2).transpose(1, 2).contiguous()  # (B, h*w, W)
         tokens = self.attn2(self.attn1(tokens, tokens), c)
         out: Tensor = self.conv_out(torch.tanh(tokens.transpose(1, 2).reshape(x.shape)))
         return out
@@ -60,6 +62,7 @@ class ToyDenoiser:
 
     denoiser = "unet"
     timesteps = 100
+    latent_shape = (CHANNELS, SIZE, SIZE)
 
     def __init__(self, prediction: str = "epsilon", seed: int = 0) -> None:
         with torch.random.fork_rng():
@@ -88,6 +91,11 @@ class ToyDenoiser:
         out: Tensor = self.network["text_encoder"](torch.stack(rows).to(self.dtype))
         return out
 
+    def tokens(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return start (0), one id per word, and end (1); words that no row is left for are cut."""
+        words = [caption.split()[: TOKENS - 2] for caption in captions]
+        return [(0, *(2 + zlib.crc32(word.encode()) for word in each), 1) for each in words]
+
     def latents(self, batch: Batch) -> Tensor:
         """Return a posterior sample, ``(B, 2, 4, 4)``."""
         mean = batch["latent_mean"]
@@ -109,6 +117,25 @@ class ToyDenoiser:
             return noise
         a = self.alphas[timesteps][:, None, None, None]
         return a.sqrt() * noise - (1 - a).sqrt() * latents
+
+    def sampling_timesteps(self, steps: int) -> tuple[int, ...]:
+        """Return ``99 - k * 100 // steps`` for step k."""
+        return tuple(self.timesteps - 1 - step * self.timesteps // steps for step in range(steps))
+
+    @torch.no_grad()
+    def denoise_partly(
+        self, captions: Sequence[str], noise: Tensor, *, steps: int, done: Sequence[int], guidance: float
+    ) -> Tensor:
+        """Return ``(B, 2, 4, 4)``; a step subtracts the guided prediction over ``steps``, and each row goes alone."""
+        rows = []
+        for caption, z, end in zip(captions, noise, done, strict=True):
+            u, c = self.embed([""]), self.embed([caption])
+            z = z[None].to(torch.float32)
+            for t in self.sampling_timesteps(steps)[:end]:
+                empty, there = (self.predict(z, torch.tensor([t]), words) for words in (u, c))
+                z = z - (empty + guidance * (there - empty)) / steps
+            rows.append(z)
+        return torch.cat(rows)
 
 
 def toy_examples(side: Side, count: int) -> Examples:

@@ -18,7 +18,7 @@ from vu_core.testing.toys import toy_facts
 
 
 class ToyPainter(ToyDenoiser):
-    """A `Model` with the capabilities ``denoise`` and ``generate``; encodes and paints 8x8 images.
+    """A `Model` with the capabilities ``denoise``, ``tokens``, ``trajectory`` and ``generate``; encodes and paints 8x8 images.
 
     Args:
         weights_seed: seed of the random weights.
@@ -48,11 +48,13 @@ class ToyPainter(ToyDenoiser):
         """Return images, uint8 ``(N, 8, 8, 3)``; each is painted by itself, so batches change nothing."""
         return np.stack([self._paint(p, s, steps, guidance) for p, s in zip(prompts, seeds, strict=True)])
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images ``(B, 3, 8, 8)`` in [-1, 1] of latents ``(B, 2, 4, 4)``."""
+        light = torch.sigmoid(torch.cat([latents, latents.mean(dim=1, keepdim=True)], dim=1))  # (B, 3, 4, 4)
+        return functional.interpolate(light, scale_factor=2) * 2 - 1
+
     def _paint(self, prompt: str, seed: int, steps: int, guidance: float) -> np.ndarray[Any, Any]:
-        z: Tensor = torch.randn(1, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(seed))
-        for step in range(steps):
-            t = torch.tensor([self.timesteps - 1 - step * self.timesteps // steps])
-            z = z - guidance * self.predict(z, t, self.embed([prompt])) / steps
-        light = torch.sigmoid(torch.cat([z, z.mean(dim=1, keepdim=True)], dim=1))  # (1, 3, 4, 4)
-        image = functional.interpolate(light, scale_factor=2)[0].permute(1, 2, 0)
+        noise: Tensor = torch.randn(1, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(seed))
+        z = self.denoise_partly([prompt], noise, steps=steps, done=[steps], guidance=guidance)
+        image = (self.decode(z)[0].permute(1, 2, 0) + 1) / 2
         return (image * 255).round().to(torch.uint8).numpy()

@@ -9,6 +9,9 @@ from vu_core.hookspecs import Register, hookimpl
 def vu_register_models(register: Register) -> None:
     """Name the toy model."""
     register("toy", "vu_core.testing.toys:ToyModel", summary="a toy that paints 8x8 images")
+    register(
+        "toy-classifier", "vu_core.testing.toys:ToyClassifierModel", summary="a toy that names the colour of 8x8 images"
+    )
 
 
 @hookimpl

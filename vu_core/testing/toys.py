@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from vu_core.contracts import Model
+    from vu_core.testing.toy_classifier import ToyClassifier
     from vu_core.testing.toy_painter import ToyPainter
 
 TOY_SOURCE = Source("A toy for tests, part of vu", "https://example.org/toy", "own")
@@ -85,7 +87,7 @@ def toy_facts(weights_seed: int) -> ModelFacts:
         name="toy",
         ref="",
         base_hash=digest("toy", str(weights_seed)),
-        capabilities=frozenset({Capability.DENOISE, Capability.GENERATE}),
+        capabilities=frozenset({Capability.DENOISE, Capability.GENERATE, Capability.TOKENS, Capability.TRAJECTORY}),
         parameters=TOY_PARAMETERS,
         bytes=4 * TOY_PARAMETERS,
         resolution=SIZE,
@@ -97,6 +99,55 @@ def toy_facts(weights_seed: int) -> ModelFacts:
 
 TOY_PARAMETERS = 786
 """Number of weights of a `ToyPainter`; its conformance test compares it with the network."""
+
+
+class ToyClassifierModel:
+    """Load a classifier of a few hundred weights that knows the colours of toy images."""
+
+    Config: ClassVar[type[ToyModelConfig]] = ToyModelConfig
+    source: ClassVar[Source] = TOY_SOURCE
+
+    def __init__(self, ref: str, config: ToyModelConfig) -> None:
+        self.ref = ref
+        self.config = config
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Return False: a toy lies nowhere."""
+        return False
+
+    def inspect(self) -> ModelFacts:
+        """Return the facts of the toy."""
+        return toy_classifier_facts(self.config.weights_seed)
+
+    def load(self, *, device: str, precision: str) -> ToyClassifier:
+        """Return the toy."""
+        import torch
+
+        from vu_core.contracts.model import torch_dtype
+        from vu_core.testing.toy_classifier import ToyClassifier
+
+        classifier = ToyClassifier(self.config.weights_seed)
+        classifier.network.to(torch.device(device), torch_dtype(precision))
+        return classifier
+
+
+def toy_classifier_facts(weights_seed: int) -> ModelFacts:
+    """Return the facts of a `ToyClassifier`."""
+    return ModelFacts(
+        name="toy-classifier",
+        ref="",
+        base_hash=digest("toy classifier", str(weights_seed)),
+        capabilities=frozenset({Capability.CLASSIFY}),
+        parameters=TOY_CLASSIFIER_PARAMETERS,
+        bytes=4 * TOY_CLASSIFIER_PARAMETERS,
+        resolution=SIZE,
+        forward_gflops=1.4e-5,
+    )
+
+
+TOY_CLASSIFIER_PARAMETERS = 323
+"""Number of weights of a `ToyClassifier`; its conformance test compares it with the network."""
 
 
 @attrs.frozen
@@ -273,14 +324,14 @@ def toy_run(folder: Path, seed: int = 0, **changes: Any) -> Run:
     return run
 
 
-def toy_forget_retain(run: Run, forget: str = "colour:red") -> ForgetRetain:
-    """Return toy data, prepared for a `ToyPainter`."""
+def toy_forget_retain(run: Run, forget: str = "colour:red", model: Model | None = None) -> ForgetRetain:
+    """Return toy data, prepared for a model: a `ToyPainter`, unless another one is given."""
     from vu_core.testing.toy_painter import ToyPainter
 
     data = ToyData("", ToyDataConfig())
-    painter = ToyPainter()
+    reader = ToyPainter() if model is None else model
     built = data.build(data.parse([forget], []), resolution=SIZE, run=run)
-    return built.map(lambda examples: painter.prepare(examples, run))
+    return built.map(lambda examples: reader.prepare(examples, run))
 
 
 def toy_evaluation(

@@ -33,8 +33,9 @@ def installed() -> Plugins:
 class UnlearnerTests(PluginTests):
     """Checks of an unlearner; set ``plugin``, and ``axes`` as it is registered.
 
-    The model is a `ToyPainter` and the data are toy images, unless `make_model` and `make_data` say otherwise. Tests
-    that need an axis or a training loop are skipped for methods that have none.
+    The model is a `ToyPainter` and the data are toy images, unless `make_model` and `make_data` say otherwise: a method
+    for classifiers returns a `ToyClassifier`, one for both has a test class of each. Tests that need an axis or a
+    training loop are skipped for methods that have none.
     """
 
     axes: ClassVar[tuple[str, ...]] = ("parameters", "weighting")
@@ -46,7 +47,7 @@ class UnlearnerTests(PluginTests):
 
     def make_data(self, run: Run) -> ForgetRetain:
         """Return training and validation examples that are prepared for the model."""
-        return toy_forget_retain(run)
+        return toy_forget_retain(run, model=self.make_model())
 
     def make_run(self, folder: Path, config: Any, seed: int = 0, **changes: Any) -> Run:
         """Return a run with the axes that the method wants when nothing is said."""
@@ -57,6 +58,9 @@ class UnlearnerTests(PluginTests):
                 setattr(run, kind, make_axis(kind, {"name": fallback, **defaults.get(kind, {})}))
         if "attribution" in self.axes:
             run.attribution = ToyAttribution(ToyAttributionConfig())
+        wanted = defaults.get("regularizer", {}).items()
+        run.regularizers = tuple(make_axis("regularizer", {"name": name, **table}) for name, table in wanted)
+        run.resolve = lambda name, settings: make_axis("unlearner", {"name": name, **settings})
         for name, value in changes.items():
             setattr(run, name, value)
         return run
@@ -83,11 +87,11 @@ class UnlearnerTests(PluginTests):
         """``defaults`` names what the method wants of the axes that it honours."""
         defaults = self.plugin.defaults
         assert isinstance(defaults, Mapping), "defaults must be a mapping"
-        unknown = set(defaults) - {"parameters", "weighting", "attribution"}
+        unknown = set(defaults) - {"parameters", "weighting", "attribution", "regularizer"}
         assert not unknown, f"defaults for unknown axes: {unknown}"
         for kind, table in defaults.items():
             assert kind in self.axes, f"defaults for {kind!r}, an axis that the method does not honour"
-            assert "name" in table, f"defaults[{kind!r}] names no plugin"
+            assert kind == "regularizer" or "name" in table, f"defaults[{kind!r}] names no plugin"
 
     def test_same_seed_same_edit(self, tmp_path: Path) -> None:
         """A run can be repeated bit for bit."""

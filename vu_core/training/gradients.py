@@ -250,12 +250,21 @@ def combine(
         >>> combine([torch.ones(1)], [torch.ones(1)], 1.0, 0.5)[0].item()
         1.5
     """
-    for gradients, factor in ((retain, a_retain), (forget, a_forget)):
-        present = [gradient for gradient in gradients if gradient is not None]
-        if present:
-            plain = factor.to(present[0].device, present[0].dtype) if isinstance(factor, Tensor) else factor
-            torch._foreach_mul_(present, plain)
     both = [(r, f) for r, f in zip(retain, forget, strict=True) if r is not None and f is not None]
+    _scale(retain, a_retain)
+    if isinstance(a_forget, Tensor):
+        _scale(forget, a_forget)
+    else:
+        _scale([f for r, f in zip(retain, forget, strict=True) if r is None], a_forget)
     if both:
-        torch._foreach_add_([r for r, _ in both], [f for _, f in both])
+        # A plain number is multiplied in the same pass over memory; reading a tensor here would wait for the device.
+        alpha = 1.0 if isinstance(a_forget, Tensor) else a_forget
+        torch._foreach_add_([r for r, _ in both], [f for _, f in both], alpha=alpha)
     return [f if r is None else r for r, f in zip(retain, forget, strict=True)]
+
+
+def _scale(gradients: Sequence[Tensor | None], factor: Tensor | float) -> None:
+    present = [gradient for gradient in gradients if gradient is not None]
+    if present:
+        plain = factor.to(present[0].device, present[0].dtype) if isinstance(factor, Tensor) else factor
+        torch._foreach_mul_(present, plain)

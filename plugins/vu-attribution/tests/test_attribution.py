@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vu_attribution.fisher import Fisher, FisherConfig
-from vu_attribution.gradients import DenoisingGradients, OwnDraws
+from vu_attribution.gradients import LossGradients, OwnDraws, own_loss
 from vu_attribution.magnitude import Magnitude, MagnitudeConfig
 from vu_attribution.plugin import vu_register_attributions
 from vu_attribution.random import Random, RandomConfig
@@ -165,15 +165,6 @@ def test_no_examples_is_an_error(model, make_run):
     assert caught.value.code == "VU-D090"
 
 
-def test_a_model_without_denoising_loss_is_refused(data, make_run, model):
-    class Classifier:
-        network, facts = model.network, model.facts
-
-    with pytest.raises(PlanError) as caught:
-        Saliency(SaliencyConfig()).attribute(Classifier(), data, make_run(), candidates=TARGETS)
-    assert caught.value.code == "VU-L091"
-
-
 def test_requires_grad_is_put_back_when_the_model_fails(model, data, make_run, monkeypatch):
     def broken(*arguments):
         raise RuntimeError("broken")
@@ -251,7 +242,7 @@ def test_the_draws_are_none_of_the_training(make, model, data, make_run, monkeyp
 def test_gradients_are_copied_only_where_they_are_scaled(model, make_run):
     w = torch.ones(3, requires_grad=True)
     factor = torch.full((3,), 2.0)
-    plain = DenoisingGradients(model, {"w": w}, OwnDraws(make_run(), "saliency"), 2)
+    plain = LossGradients(own_loss(model), {"w": w}, OwnDraws(make_run(), "saliency"), 2)
     (found,) = plain._scaled((w * factor).sum(), [w])
     assert found.tolist() == [2.0, 2.0, 2.0]
     leaf: list[torch.Tensor] = []

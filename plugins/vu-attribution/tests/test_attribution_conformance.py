@@ -11,11 +11,12 @@ from vu_core.testing import AttributionTests
 
 class TestSaliency(AttributionTests):
     plugin = Saliency
+    settings = {"batch_size": 3}  # four forget examples: the last batch is not full
 
 
 class TestSaliencyWithContrast(AttributionTests):
     plugin = Saliency
-    settings = {"contrast": "retain_ratio", "reduce": "mean"}
+    settings = {"contrast": "retain_ratio", "reduce": "mean", "batch_size": 3}
 
 
 class TestFisher(AttributionTests):

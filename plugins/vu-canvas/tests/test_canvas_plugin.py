@@ -18,7 +18,6 @@ from vu_canvas.dataset import Canvas, CanvasConfig, CanvasJudge
 from vu_canvas.model import CanvasDiffusion, CanvasDiffusionConfig
 from vu_canvas.render import OBJECTS, SPLITS, STYLES, render
 from vu_core import DataError, ModelError
-from vu_core.adapters import LoraConfig
 from vu_core.config import Override
 from vu_core.plugins import discover
 from vu_core.stages.read import read
@@ -215,7 +214,16 @@ def test_a_package_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.M
         CanvasJudge()
 
 
-@pytest.mark.parametrize("method", ["fade", "fade-sparse-module", "fade-sparse-weight", "lora-negation"])
+RECIPES = sorted(path.name.removesuffix(".toml") for path in (files("vu_canvas") / "recipes").iterdir())
+
+
+def test_every_recipe_is_registered() -> None:
+    seen: dict[str, str] = {}
+    entry_point.vu_register_recipes(lambda name, target, **more: seen.update({name: target}))
+    assert seen == {f"canvas-diffusion-{method}": f"vu_canvas:recipes/{method}.toml" for method in RECIPES}
+
+
+@pytest.mark.parametrize("method", RECIPES)
 def test_recipes_are_understood_and_used(method: str) -> None:
     """Every key of a recipe is a setting of its method, and a run without flags uses it."""
     recipe = tomllib.loads((files("vu_canvas") / "recipes" / f"{method}.toml").read_text(encoding="utf-8"))
@@ -223,11 +231,14 @@ def test_recipes_are_understood_and_used(method: str) -> None:
     assert (recipe["recipe"]["model"], recipe["recipe"]["method"]) == ("canvas-diffusion", method)
     own = {key: value for key, value in recipe["unlearner"].items() if not isinstance(value, dict)}
     assert {key: getattr(config.unlearner.config, key) for key in own} == own
-    for key, value in recipe["unlearner"]["training"].items():
+    for key, value in recipe["unlearner"].get("training", {}).items():
         assert getattr(config.unlearner.config.training, key) == value
         assert f"canvas-diffusion-{method}" in config.origins[f"unlearner.training.{key}"]
-    assert config.parameters is not None
-    assert config.parameters.name == recipe["unlearner"]["parameters"]["name"]
-    table = recipe["unlearner"]["parameters"]
-    assert config.parameters.config.rank == table["rank"]
-    assert config.parameters.config.targets == tuple(table.get("targets", LoraConfig().targets))
+    for kind, table in (
+        ("parameters", recipe["unlearner"].get("parameters", {})),
+        ("weighting", recipe.get("weighting", {})),
+    ):
+        chosen = getattr(config, kind)
+        for key, value in table.items():
+            found = chosen.name if key == "name" else getattr(chosen.config, key)
+            assert found == (tuple(value) if isinstance(value, list) else value)

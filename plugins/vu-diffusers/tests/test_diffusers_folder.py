@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vu_core import ModelError
+from vu_core import ModelError, base_hash, stored_tensors
 from vu_diffusers.folder import read_licence
 from vu_diffusers.model import Config, Diffusers
-from vu_diffusers.weights import base_hash, read_header
 
 Pipelines = dict[tuple[str, str | None], Path]
 
@@ -89,7 +88,7 @@ def test_hash_is_remembered_and_a_torn_memory_is_ignored(folder: Path, tmp_path:
     first = base_hash(files)
     (remembered,) = (tmp_path / "cache" / "base-hash").iterdir()
     kept = json.loads(remembered.read_text())
-    assert kept["about"] == f"base hash of {folder}"
+    assert kept["about"] == f"base hash of {files['unet'][0]}"
     remembered.write_text(json.dumps({**kept, "value": "f" * 64}))
     assert base_hash(files) == "f" * 64  # it is read
     for foreign in ('{"key', "[]", json.dumps({**kept, "key": "other"}), json.dumps({**kept, "value": 5})):
@@ -405,5 +404,5 @@ def test_cost_of_a_pass_is_that_of_the_layers(pipelines: Pipelines) -> None:
 
 
 def test_header_is_sorted_by_name(folder: Path) -> None:
-    names = [tensor.name for tensor in read_header(folder / UNET_WEIGHTS)]
+    names = [tensor.name for tensor in stored_tensors(folder / UNET_WEIGHTS)]
     assert names == sorted(names)

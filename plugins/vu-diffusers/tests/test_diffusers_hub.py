@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vu_core import ModelError
+from vu_core import ModelError, stored_tensors
 from vu_diffusers.hub import Remote
 from vu_diffusers.model import Config, Diffusers
 
@@ -95,9 +95,7 @@ class FakeHub:
         return SimpleNamespace(siblings=siblings, sha=COMMIT, card_data=SimpleNamespace(license="mit"))
 
     def parse_safetensors_file_metadata(self, repo: str, name: str, *, revision: str | None) -> Any:
-        from vu_diffusers.weights import read_header
-
-        tensors = read_header(self.root / name)
+        tensors = stored_tensors(self.root / name)
         return SimpleNamespace(tensors={t.name: SimpleNamespace(dtype=t.dtype, shape=t.shape) for t in tensors})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vu_attribution.candidates import named_candidates
-from vu_attribution.gradients import DenoisingGradients, OwnDraws, as_denoiser
+from vu_attribution.gradients import LossGradients, OwnDraws, own_loss
 from vu_core import ForgetRetain, Model, Run, Source, setting
 
 
@@ -24,7 +24,7 @@ class FisherConfig:
 class Fisher:
     """Score each parameter by the diagonal of the empirical Fisher information.
 
-    With ``l_i`` the denoising loss of example i of n, at a random timestep::
+    With ``l_i`` the loss of example i of n, the denoising loss at a random timestep or the cross entropy::
 
         F_p = 1/n * sum over examples of (d l_i / dp)^2
 
@@ -38,7 +38,7 @@ class Fisher:
         'forget'
 
     Source:
-        Kirkpatrick et al. 2017, arXiv 1612.00796; here with the denoising loss as negative log-likelihood.
+        Kirkpatrick et al. 2017, arXiv 1612.00796; a denoiser's loss stands for the negative log-likelihood.
     """
 
     Config: ClassVar[type[FisherConfig]] = FisherConfig
@@ -59,10 +59,11 @@ class Fisher:
 
         Raises:
             DataError: ``VU-D090`` when the chosen side has no examples.
+            PlanError: ``VU-L091`` when the model is neither a denoiser nor a classifier.
         """
         examples = data.forget if self.config.side == "forget" else data.retain
-        gradients = DenoisingGradients(
-            as_denoiser(model), named_candidates(model, candidates), OwnDraws(run, "fisher"), batch_size=1
+        gradients = LossGradients(
+            own_loss(model), named_candidates(model, candidates), OwnDraws(run, "fisher"), batch_size=1
         )
         scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in gradients.parameters.items()}
         for gradient in gradients.over(examples):

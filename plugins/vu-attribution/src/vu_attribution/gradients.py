@@ -1,8 +1,8 @@
-"""Gradients of the denoising loss, batch by batch."""
+"""Gradients of the loss that a model was trained with, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vu_core import Batch, DataError, Denoiser, Examples, Model, PlanError, Run, UnlearnError
+from vu_core import Batch, Classifier, DataError, Denoiser, Examples, Model, PlanError, Run, UnlearnError
+from vu_core.training import Noised, Timesteps
 
 SCALES = (65536.0, 4096.0, 256.0, 16.0, 1.0)
 """Factors on the loss in fp16, tried in this order."""
@@ -33,20 +34,17 @@ class OwnDraws:
 
 
 @attrs.frozen
-class DenoisingGradients:
-    """Differentiate the loss that the denoiser was trained with, in one pass over a table.
+class LossGradients:
+    """Differentiate a loss in one pass over a table.
 
-    ``loss of a batch = mean((denoiser(z_t, t, c) - y)^2)``
-
-    with ``y`` the noise or the velocity (`Denoiser.target`), a random timestep and fresh noise per example, all drawn
-    from the run's seed. Row order and batches are fixed: ``rows 0..B-1``, ``B..2B-1``, and so on.
+    Row order and batches are fixed: ``rows 0..B-1``, ``B..2B-1``, and so on; the last batch may be smaller.
 
     Args:
-        model: the model; parameters: what to differentiate with respect to, by name.
-        draws: source of noise and timesteps; batch_size: examples per gradient.
+        loss: of a batch, a scalar; see `own_loss`. parameters: what to differentiate with respect to, by name.
+        draws: source of random numbers; batch_size: examples per gradient.
     """
 
-    model: Denoiser
+    loss: Callable[[Batch], Tensor]
     parameters: Mapping[str, Tensor]
     draws: OwnDraws
     batch_size: int
@@ -81,13 +79,7 @@ class DenoisingGradients:
         batch = Batch(examples, rows, 0, rows, self.draws, torch.device(self.draws.run.device))
         tensors = list(self.parameters.values())
         with torch.enable_grad(), _differentiable(tensors):
-            z = self.model.latents(batch)  # (B, C, h, w)
-            t = batch.integers("timestep", 0, self.model.timesteps)  # (B,)
-            n = batch.normal("noise", z.shape[1:]).to(z.dtype)  # (B, C, h, w)
-            z_t = self.model.add_noise(z, n, t)
-            prediction = self.model.predict(z_t, t, self.model.embed(batch.captions))
-            loss = F.mse_loss(prediction.float(), self.model.target(z, n, t).float())
-            gradients = self._scaled(loss, tensors)
+            gradients = self._scaled(self.loss(batch), tensors)
         return {
             name: torch.zeros_like(p, dtype=torch.float32) if g is None else g
             for (name, p), g in zip(self.parameters.items(), gradients, strict=True)
@@ -122,20 +114,73 @@ def _finite(gradients: Sequence[Tensor | None]) -> bool:
     return not sound or bool(torch.stack(sound).all())
 
 
-def as_denoiser(model: Model) -> Denoiser:
-    """Return the model as what these gradients need.
+def own_loss(model: Model, guidance: float = 0.0) -> Callable[[Batch], Tensor]:
+    """Return the loss of a batch that the model was trained with, as a float32 scalar.
+
+    A classifier has its cross entropy. A denoiser has, with noise and a timestep of its own per example::
+
+        mean(((1 + w) eps(z_t, t, c) - w eps(z_t, t, "") - y)^2)        y: noise or velocity, `Denoiser.target`
+
+    Args:
+        model: a denoiser or a classifier.
+        guidance: w; a classifier has none.
 
     Raises:
-        PlanError: ``VU-L091`` when it is no denoiser.
+        PlanError: ``VU-L091`` when the model is neither.
     """
-    if not isinstance(model, Denoiser):
-        raise PlanError(
-            "VU-L091",
-            f"This attribution needs a denoiser, but the model {model.facts.name!r} has no denoising loss.",
-            "Choose an attribution that looks at no data, such as magnitude, or a diffusion model.",
-            where="unlearner.attribution.name",
-        )
-    return model
+    if isinstance(model, Denoiser):
+        return DenoisingLoss(model, guidance)
+    if isinstance(model, Classifier):
+        return ClassificationLoss(model)
+    raise PlanError(
+        "VU-L091",
+        f"This attribution needs a denoiser or a classifier, but the model {model.facts.name!r} is neither.",
+        "Choose an attribution that looks at no data, such as magnitude, or another model.",
+        where="unlearner.attribution.name",
+    )
+
+
+@attrs.frozen(eq=False)
+class DenoisingLoss:
+    """The loss of a guided denoiser; see `own_loss`.
+
+    Args:
+        model: the denoiser; guidance: w.
+    """
+
+    model: Denoiser
+    guidance: float
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the loss of the rows."""
+        drawn = Noised.of(self.model, batch, Timesteps(0, self.model.timesteps))
+        y = self.model.target(drawn.latents, drawn.noise, drawn.timesteps)  # (B, C, h, w)
+        return F.mse_loss(self._guided(drawn, batch.captions).float(), y.float())
+
+    def _guided(self, drawn: Noised, captions: Sequence[str]) -> Tensor:
+        """Return ``(1 + w) eps(c) - w eps("")``, ``(B, C, h, w)``; gradients flow through both."""
+        z_t, t, w = drawn.noisy, drawn.timesteps, self.guidance
+        if w == 0:
+            return self.model.predict(z_t, t, self.model.embed(captions))
+        c = self.model.embed([*captions, *[""] * len(captions)])  # (2B, L, D)
+        with_caption, without = self.model.predict(z_t.repeat(2, 1, 1, 1), t.repeat(2), c).chunk(2)
+        return (1 + w) * with_caption - w * without
+
+
+@attrs.frozen(eq=False)
+class ClassificationLoss:
+    """The mean cross entropy of the rows.
+
+    Args:
+        model: the classifier.
+    """
+
+    model: Classifier
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the loss of the rows."""
+        logits = self.model.logits(self.model.images(batch))  # (B, K)
+        return F.cross_entropy(logits.float(), self.model.labels(batch))
 
 
 @contextmanager

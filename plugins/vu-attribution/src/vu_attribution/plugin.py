@@ -11,15 +11,15 @@ def vu_register_attributions(register: Register) -> None:
     register(
         "saliency",
         "vu_attribution.saliency:Saliency",
-        summary="summed absolute gradient of the denoising loss on the forget examples",
-        needs=("denoise",),
+        summary="summed absolute gradient of the model's own loss on the forget examples",
+        needs=("denoise|classify",),
         default=True,
     )
     register(
         "fisher",
         "vu_attribution.fisher:Fisher",
         summary="diagonal of the empirical Fisher information: mean squared gradient of single examples",
-        needs=("denoise",),
+        needs=("denoise|classify",),
     )
     register(
         "magnitude",

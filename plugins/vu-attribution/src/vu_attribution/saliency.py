@@ -1,4 +1,4 @@
-"""Saliency: the summed absolute gradient of the denoising loss."""
+"""Saliency: the summed absolute gradient of the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vu_attribution.candidates import named_candidates
-from vu_attribution.gradients import DenoisingGradients, OwnDraws, as_denoiser
+from vu_attribution.gradients import LossGradients, OwnDraws, own_loss
 from vu_core import Examples, ForgetRetain, Model, Run, Source, setting
 
 
@@ -29,19 +29,32 @@ class SaliencyConfig:
         choices=("none", "retain_ratio"),
     )
     batch_size: int = setting(2, help="examples per gradient; the absolute value is taken after their mean", ge=1)
+    weight_by_batch_size: bool = setting(
+        False, help="let a last batch that is not full weigh by its size; otherwise it weighs as any other one"
+    )
+    guidance: float = setting(
+        0.0,
+        help="w: take the loss of (1 + w) times the answer minus w times that to no caption; classifiers have none",
+        ge=0,
+    )
 
 
 class Saliency:
-    """Score each parameter by the gradient of the denoising loss on the forget examples.
+    """Score each parameter by the gradient of the model's own loss on the forget examples.
 
     In one pass over the examples, with random timesteps and noise of the run's seed::
 
-        S_p = sum over batches of |d/dp mean((denoiser(z_t, t, c) - y)^2)|
+        S_p = sum over batches of |d/dp l(batch)|
 
-    ``y`` is what the denoiser was trained to predict, noise or velocity. The absolute value is taken elementwise, after
-    the mean over a batch: the result depends on ``batch_size``. With ``contrast = "retain_ratio"`` the score is
-    ``S_forget / (S_retain + m)``, where ``m`` is the mean of ``S_retain`` over the same tensor: without it, elements
-    that nobody uses would score highest.
+        l = mean((denoiser(z_t, t, c) - y)^2)        diffusion models; y is noise or velocity, as it was trained
+        l = mean cross entropy                       classifiers
+
+    The absolute value is taken elementwise, after the mean over a batch: the result depends on ``batch_size``. With
+    ``reduce = "abs_sum"`` it is taken of the sum, so that gradients of different sign cancel, as in SalUn. With
+    ``guidance`` the denoiser answers ``(1 + w) denoiser(z_t, t, c) - w denoiser(z_t, t, "")``. With ``contrast =
+    "retain_ratio"`` the score is ``S_forget / (S_retain + m)``, where ``m`` is the mean of ``S_retain`` over the same
+    tensor: without it, elements that nobody uses would score highest. Dropout is off and batch norm keeps its
+    statistics.
 
     Args:
         config: see `SaliencyConfig`.
@@ -63,7 +76,7 @@ class Saliency:
         "https://arxiv.org/abs/2602.07058",
         "paper+fixes",
     )
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __init__(self, config: SaliencyConfig) -> None:
         self.config = config
@@ -75,25 +88,34 @@ class Saliency:
 
         Raises:
             DataError: ``VU-D090`` when a side that is needed has no examples.
+            PlanError: ``VU-L091`` when the model is neither a denoiser nor a classifier.
         """
-        gradients = DenoisingGradients(
-            as_denoiser(model), named_candidates(model, candidates), OwnDraws(run, "saliency"), self.config.batch_size
-        )
+        loss = own_loss(model, self.config.guidance)
+        draws = OwnDraws(run, "saliency")
+        gradients = LossGradients(loss, named_candidates(model, candidates), draws, self.config.batch_size)
         forget = self._reduced(gradients, data.forget)
         if self.config.contrast == "none":
             return forget
         return _ratio(forget, self._reduced(gradients, data.retain))
 
-    def _reduced(self, gradients: DenoisingGradients, examples: Examples) -> dict[str, Tensor]:
+    def _reduced(self, gradients: LossGradients, examples: Examples) -> dict[str, Tensor]:
         scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in gradients.parameters.items()}
-        for gradient in gradients.over(examples):
+        total = 0.0
+        for gradient, share in zip(gradients.over(examples), self._shares(len(examples)), strict=True):
+            total += share
             for name, g in gradient.items():
-                scores[name] += g if self.config.reduce == "abs_sum" else g.abs()
+                scores[name].add_(g if self.config.reduce == "abs_sum" else g.abs(), alpha=share)
         if self.config.reduce == "abs_sum":
             return {name: s.abs_() for name, s in scores.items()}
         if self.config.reduce == "mean":
-            return {name: s.div_(gradients.count(examples)) for name, s in scores.items()}
+            return {name: s.div_(total) for name, s in scores.items()}
         return scores
+
+    def _shares(self, n: int) -> list[float]:
+        """Return the weight of each batch of ``n`` examples: 1, but for the last one that is not full if so asked."""
+        full, rest = divmod(n, self.config.batch_size)
+        last = rest / self.config.batch_size if self.config.weight_by_batch_size else 1.0
+        return [1.0] * full + [last] * (rest > 0)
 
 
 def _ratio(forget: Mapping[str, Tensor], retain: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ class Canvas:
     source: ClassVar[Source] = Source(
         "vu-canvas, a miniature after UnlearnCanvas, Zhang et al. 2024", "https://arxiv.org/abs/2402.11846", "own"
     )
-    metrics: ClassVar[tuple[str, ...]] = ("unlearncanvas", "edit-size")
+    metrics: ClassVar[tuple[str, ...]] = ("unlearncanvas", "classification", "edit-size")
 
     def __init__(self, ref: str, config: CanvasConfig) -> None:
         if ref:

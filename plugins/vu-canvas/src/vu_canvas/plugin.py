@@ -2,6 +2,17 @@
 
 from vu_core import Register, hookimpl
 
+RECIPES = (
+    "fade",
+    "fade-sparse-module",
+    "fade-sparse-weight",
+    "lora-negation",
+    "uce",
+    "random-label",
+    "salun",
+    "munba",
+)
+
 
 @hookimpl
 def vu_register_models(register: Register) -> None:
@@ -28,7 +39,7 @@ def vu_register_datasets(register: Register) -> None:
 @hookimpl
 def vu_register_recipes(register: Register) -> None:
     """Name the settings that were tuned for (canvas-diffusion, method)."""
-    for method in ("fade", "fade-sparse-module", "fade-sparse-weight", "lora-negation"):
+    for method in RECIPES:
         register(
             f"canvas-diffusion-{method}",
             f"vu_canvas:recipes/{method}.toml",

@@ -54,7 +54,8 @@ def erasing_rows(columns: Columns, scales: Scales) -> Tensor:
     The second is Woodbury's identity in the form ``M^-1 B = B K^-1``, which divides by nothing small.
 
     Args:
-        columns: C, G and P; scales: e, q and lambda.
+        columns: C and P; G does not enter here.
+        scales: e, q and lambda.
 
     Raises:
         UnlearnError: ``VU-U105`` when M is singular in float64, or an embedding is not finite.
@@ -94,13 +95,55 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
-def change_of(weight: Tensor, columns: Columns, rows: Tensor, erase: float) -> tuple[Tensor, Tensor]:
-    """Return B ``(out, n)`` and A ``(n, d)`` of ``W' - W = B A = (e W (G - C)) R``, float64.
+def change_of(weight: Tensor, columns: Columns, erase: float) -> Tensor:
+    """Return ``e W (G - C)``, ``(out, n)`` float64: what of ``W' - W`` belongs to one layer.
 
     Args:
-        weight: W ``(out, d)``, any precision; columns: C and G; rows: R of `erasing_rows`; erase: e.
+        weight: W ``(out, d)``, any precision.
+        columns: C and G.
+        erase: e.
     """
-    return erase * (weight.detach().cpu().double() @ (columns.guides - columns.concepts)), rows
+    return weight.detach().cpu().double() @ (erase * (columns.guides - columns.concepts))
+
+
+class Residual:
+    """How well several layers read concepts as their guides, and how much of what is preserved has moved.
+
+    With ``L = e W (G - C)`` of a layer, what its new weight misses is a small product, so that the ``(n, n)`` matrices
+    ``L^T L`` of all layers can be added up first::
+
+        W c - W g = -L / e        W' c - W g = L (R C - I / e)        W' p - W p = L R P
+
+    Args:
+        columns: C, G and P.
+        rows: R of `erasing_rows`.
+        erase: e.
+    """
+
+    def __init__(self, columns: Columns, rows: Tensor, erase: float) -> None:
+        n = columns.guides.shape[1]
+        share = torch.eye(n, dtype=rows.dtype) / erase
+        self.missed = {"erased_before": share, "erased_after": rows @ columns.concepts - share}  # (n, n)
+        self.missed["preserved"] = rows @ columns.preserved  # (n, m)
+        # A report and no part of the solution: its widest product is made in float32.
+        self.guides_and_preserved = torch.cat([columns.guides, columns.preserved], dim=1).float()  # (d, n + m)
+        self.gram = torch.zeros(n, n, dtype=rows.dtype)
+        self.lengths = torch.zeros(n + columns.preserved.shape[1], dtype=torch.float32)
+
+    def add(self, weight: Tensor, left: Tensor) -> None:
+        """Take one layer in: W ``(out, d)``, and L ``(out, n)`` as `change_of` returns it."""
+        self.gram += left.T @ left
+        self.lengths += (weight.detach().cpu().float() @ self.guides_and_preserved).square().sum(dim=0)
+
+    def shares(self) -> dict[str, float]:
+        """Return ``|W c - W g| / |W g|``, the same with W', and ``|W' p - W p| / |W p|``, over all columns."""
+        n = len(self.gram)
+        guides, preserved = (float(part.double().sum()) for part in (self.lengths[:n], self.lengths[n:]))
+        whole = {"erased_before": guides, "erased_after": guides, "preserved": preserved}
+        squares = {name: float(((self.gram @ x) * x).sum()) for name, x in self.missed.items()}
+        return {
+            name: math.sqrt(max(square, 0.0) / whole[name]) if whole[name] else 0.0 for name, square in squares.items()
+        }
 
 
 def as_part(weight: Tensor, left: Tensor, right: Tensor) -> LowRank | Replace:
@@ -111,7 +154,9 @@ def as_part(weight: Tensor, left: Tensor, right: Tensor) -> LowRank | Replace:
     precision the change stays beside the weight, where float32 factors are more than it can tell apart.
 
     Args:
-        weight: ``(out, d)``; left: ``(out, n)`` float64; right: ``(n, d)`` float64.
+        weight: ``(out, d)``.
+        left: ``(out, n)`` float64.
+        right: ``(n, d)`` float64.
     """
     kept = torch.float64 if weight.dtype.itemsize >= 4 else torch.float32
     if (left.numel() + right.numel()) * kept.itemsize < weight.numel() * weight.dtype.itemsize:

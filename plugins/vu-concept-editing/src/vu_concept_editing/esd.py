@@ -33,9 +33,10 @@ class EsdConfig(PartwayConfig):
     )
     erase_from: str = setting(
         "none",
-        help="where the target starts: none = the empty prompt, as in the paper; concept = the erased prompt, as in the "
-        "newer release; overwrite, prompts = another prompt, and the student is asked that one",
-        choices=("none", "concept", "overwrite", "prompts"),
+        help="where the target starts: none = the empty prompt, as in the paper; concept = the erased prompt, as in "
+        "the newer release; overwrite, prompts = another prompt, and the student is asked that one; common = each "
+        "erased prompt, from which only what it shares with the others is erased",
+        choices=("none", "concept", "overwrite", "prompts", "common"),
     )
     from_prompts: tuple[str, ...] = setting(
         (), help="with erase_from = prompts: one for all erased prompts, or one each", check=check_prompts
@@ -53,14 +54,14 @@ class EsdConfig(PartwayConfig):
         super().__attrs_post_init__()
         if (self.erase_from == "prompts") != bool(self.from_prompts):
             raise ValueError(
-                f"from_prompts and erase_from = 'prompts' go together, but erase_from is {self.erase_from!r} and there are "
-                f"{len(self.from_prompts)} from_prompts"
+                "from_prompts and erase_from = 'prompts' go together, but erase_from is "
+                f"{self.erase_from!r} and there are {len(self.from_prompts)} from_prompts"
             )
         if self.prompts and self.erase_from == "overwrite":
             raise ValueError("prompts have no overwrite: name what they are erased from with erase_from = 'prompts'")
         if self.prompts and len(self.from_prompts) not in (0, 1, len(self.prompts)):
             raise ValueError(
-                f"there are {len(self.from_prompts)} from_prompts for {len(self.prompts)} prompts: name one, or one each"
+                f"there are {len(self.from_prompts)} from_prompts for {len(self.prompts)} prompts: name one or as many"
             )
 
 
@@ -73,14 +74,17 @@ class Esd:
         L_forget = mean((e(x_t, s) - [start - eta (e*(x_t, c) - e*(x_t, 0))])^2)
         L_retain = mean((e(x_t, c_r) - e*(x_t, c_r))^2)
 
-    =================  ==============  ===========  ================================================================
-    ``erase_from``     start           s
-    =================  ==============  ===========  ================================================================
-    ``none``           ``e*(x_t, 0)``  ``c``        the paper, ``eta = 1``
-    ``concept``        ``e*(x_t, c)``  ``c``        the newer release, ``eta = 2``: the same target
-    ``overwrite``      ``e*(x_t, s)``  overwrite    erases one thing from another: c = "blood", s = "a horror scene"
-    ``prompts``        ``e*(x_t, s)``  from_prompt  the same, named in ``from_prompts``
-    =================  ==============  ===========  ================================================================
+    =============  ==============  ===========  ====================================================================
+    `erase_from`   start           s            remarks
+    =============  ==============  ===========  ====================================================================
+    ``none``       ``e*(x_t, 0)``  ``c``        the paper, ``eta = 1``
+    ``concept``    ``e*(x_t, c)``  ``c``        the newer release, ``eta = 2``: the same target
+    ``overwrite``  ``e*(x_t, s)``  overwrite    erases one thing from another: c = "blood", s = "a horror scene"
+    ``prompts``    ``e*(x_t, s)``  from_prompt  the same, named in ``from_prompts``
+    ``common``     ``e*(x_t, s)``  each prompt  c = a prompt drawn among all erased ones at each step: on average the
+                                                target lies away from what they have in common, and what only s says
+                                                stays
+    =============  ==============  ===========  ====================================================================
 
     Both losses are descended; the minus lies in the target. ``x_t`` are latents on the way from noise to an image of
     the prompt that the student is asked, so no training image is needed (`vu_concept_editing.esd_latents`). The target
@@ -132,8 +136,8 @@ class Esd:
         """Train the run's parameters, within the subset, and return what came of it.
 
         Raises:
-            ConfigError: ``VU-C110`` no prompt to erase; ``VU-C111`` as many ``from_prompts`` as fit nothing; ``VU-C112``
-                data without overwrites, but ``erase_from = "overwrite"``.
+            ConfigError: ``VU-C110`` no prompt to erase; ``VU-C111`` neither one of the ``from_prompts`` nor one each;
+                ``VU-C112`` data without overwrites, but ``erase_from = "overwrite"``.
             PlanError: ``VU-L092`` when the subset is empty.
             UnlearnError: when a loss or a gradient is not finite.
         """
@@ -196,7 +200,11 @@ class NegativeGuidance:
     def ask(self, batch: Batch) -> Question:
         """Take the latents of the rows from the bank, or go a part of the way with each."""
         noisy, t = (batch[LATENTS], batch[TIMESTEPS]) if LATENTS in batch else self.partway.of(batch)
-        return Question(noisy, t, batch.overwrites, batch.captions)
+        erased = batch.captions
+        if self.config.erase_from == "common" and batch.side == "forget":
+            rows = batch.integers("erased", 0, len(batch.examples)).tolist()
+            erased = tuple(batch.examples.captions[row] for row in rows)
+        return Question(noisy, t, batch.overwrites, erased)
 
     @torch.no_grad()
     def targets(self, questions: Mapping[str, Question]) -> dict[str, Tensor]:

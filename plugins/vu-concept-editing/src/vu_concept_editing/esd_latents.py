@@ -48,11 +48,9 @@ class PartwayConfig:
     def __attrs_post_init__(self) -> None:
         if self.bank and self.sampled_by != "base":
             raise ValueError("a bank holds latents that never go stale: it needs sampled_by = 'base'")
-        if 0 < self.bank < self.training.batch_size * self.training.accumulation:
-            raise ValueError(
-                f"bank must be 0 or hold a whole batch of {self.training.batch_size * self.training.accumulation}, but is "
-                f"{self.bank}"
-            )
+        batch = self.training.batch_size * self.training.accumulation
+        if 0 < self.bank < batch:
+            raise ValueError(f"bank must be 0, or hold a whole batch of {batch}, but is {self.bank}")
 
 
 class SampledDenoiser(Denoiser, Trajectory, Protocol):

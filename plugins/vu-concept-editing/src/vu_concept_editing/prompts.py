@@ -43,25 +43,32 @@ class Prompt:
     end: int
 
 
+def whole(model: Tokens, text: str) -> Prompt:
+    """Return a text that is its own subject."""
+    length = len(model.tokens([text])[0])
+    return Prompt(text, length, 1, length - 1)
+
+
 def filled(model: Tokens, template: str, subject: str) -> Prompt:
     """Return a template with a subject in the place of its ``{}``.
 
     Raises:
-        ConfigError: ``VU-C106`` when the tokens of the subject do not stand there, as the text encoder has cut them off.
+        ConfigError: ``VU-C106`` when the tokens of the subject do not stand there: the text encoder has cut them off.
     """
     before, _, after = template.partition("{}")
     text = " ".join(" ".join([before, subject, after]).split())
-    whole, left, own = model.tokens([text, before.strip(), subject])
+    ids, left, own, *words = model.tokens([text, before.strip(), subject, *subject.split()])
     first = len(left) - 1
     end = first + len(own) - 2
-    if whole[first:end] != own[1:-1]:
+    cut = sum(len(word) - 2 for word in words) > end - first
+    if cut or ids[first:end] != own[1:-1]:
         raise ConfigError(
             "VU-C106",
-            f"The text encoder does not read {subject!r} as a whole in {text!r}, of which it reads {len(whole)} tokens.",
+            f"The text encoder does not read {subject!r} as a whole in {text!r}, of which it reads {len(ids)} tokens.",
             "Name concepts and guides by fewer words, or set unlearner.expand to 'none'.",
             where="unlearner.concepts, unlearner.guides",
         )
-    return Prompt(text, len(whole), first, end)
+    return Prompt(text, len(ids), first, end)
 
 
 def told_apart(model: Tokens, text: str, other: str) -> tuple[Prompt, Prompt]:
@@ -96,7 +103,10 @@ def pairs(concept: Prompt, guide: Prompt, tokens: str, rows: int) -> Iterator[tu
       end token and padding.
 
     Args:
-        concept: what is erased; guide: what takes its place; tokens: one of `TOKENS`; rows: L.
+        concept: what is erased.
+        guide: what takes its place.
+        tokens: one of `TOKENS`.
+        rows: L.
 
     Example:
         >>> list(pairs(Prompt("van gogh", 4, 1, 3), Prompt("art", 3, 1, 2), "after", 6))

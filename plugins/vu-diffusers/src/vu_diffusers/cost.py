@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from vu_diffusers.weights import StoredTensor
+from vu_core import StoredTensor
 
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(\w+)\.")
 

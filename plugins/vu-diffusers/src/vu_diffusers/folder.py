@@ -10,9 +10,8 @@ from typing import Any
 
 import attrs
 
-from vu_core import Capability, ModelError, ModelFacts
+from vu_core import Capability, ModelError, ModelFacts, StoredTensor, base_hash, stored_tensors
 from vu_diffusers.cost import forward_gflops
-from vu_diffusers.weights import StoredTensor, base_hash, read_header
 
 PIPELINE = "StableDiffusionPipeline"
 CLASSES = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel", "vae": "AutoencoderKL"}
@@ -42,7 +41,7 @@ class PipelineFolder:
 
     def facts(self, name: str, ref: str, generation: Mapping[str, float]) -> ModelFacts:
         """Return what the files tell; reads every weight once for the hash (remembered afterwards)."""
-        tensors = {part: tuple(t for path in paths for t in read_header(path)) for part, paths in self.weights.items()}
+        tensors = {part: tuple(t for path in paths for t in stored_tensors(path)) for part, paths in self.weights.items()}
         hashed = base_hash(self.weights)
         return describe(
             name, ref, hashed, self.configs, tensors, generation, licence=read_licence(self.root / "README.md")
@@ -183,7 +182,7 @@ def describe(
         name=name,
         ref=ref,
         base_hash=hashed,
-        capabilities=frozenset({Capability.DENOISE, Capability.GENERATE}),
+        capabilities=frozenset({Capability.DENOISE, Capability.GENERATE, Capability.TOKENS, Capability.TRAJECTORY}),
         parameters=parameters,
         bytes=4 * parameters,
         resolution=size * latent_factor(configs),

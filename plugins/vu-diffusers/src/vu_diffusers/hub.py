@@ -9,9 +9,8 @@ from typing import Any
 
 import attrs
 
-from vu_core import ModelError, ModelFacts, digest
+from vu_core import ModelError, ModelFacts, StoredTensor, digest
 from vu_diffusers.folder import CLASSES, CONFIGS, MODEL_INDEX, STEMS, check_configs, check_index, describe, read_json
-from vu_diffusers.weights import StoredTensor
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _JSON_FILES = (MODEL_INDEX, *CONFIGS.values())

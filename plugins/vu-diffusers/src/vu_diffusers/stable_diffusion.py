@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vu_core import Batch, Examples, ModelError, ModelFacts
+from vu_core import Batch, Examples, ModelError, ModelFacts, StoredTensor
 from vu_diffusers.folder import CLASSES, describe
 from vu_diffusers.quiet import quiet
 
@@ -151,6 +151,32 @@ class StableDiffusion:
                     self._embedded[caption] = encoder(self._tokens([caption]))[0][0]  # (L, D)
         return torch.stack([self._embedded[caption] for caption in captions])
 
+    def tokens(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the token ids of each caption, start and end token included, cut to the L rows of `embed`."""
+        with quiet():
+            ids = self.tokenizer(list(captions), truncation=True, max_length=self._longest)["input_ids"]
+        return [tuple(each) for each in ids]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, h, w)`` at the native resolution."""
+        size = self.facts.resolution // 2 ** (len(self.network["vae"].config.block_out_channels) - 1)
+        return int(self.network["unet"].config.in_channels), size, size
+
+    def sampling_timesteps(self, steps: int) -> tuple[int, ...]:
+        """Return the training timesteps of ``steps`` sampling steps, see `vu_diffusers.sampling.sampling_timesteps`."""
+        from vu_diffusers.sampling import sampling_timesteps
+
+        return sampling_timesteps(self, steps)
+
+    def denoise_partly(
+        self, captions: Sequence[str], noise: Tensor, *, steps: int, done: Sequence[int], guidance: float
+    ) -> Tensor:
+        """Return latents on the way to an image, ``(B, C, h, w)``; see `vu_diffusers.sampling.sample_partly`."""
+        from vu_diffusers.sampling import sample_partly
+
+        return sample_partly(self, captions, noise, steps=steps, done=done, guidance=guidance)
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -261,8 +287,6 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 
 def _facts(network: nn.ModuleDict, scheduler: Any) -> ModelFacts:
-    from vu_diffusers.weights import StoredTensor
-
     configs: dict[str, Mapping[str, Any]] = {
         "unet": dict(network["unet"].config),
         "text_encoder": network["text_encoder"].config.to_dict(),

@@ -11,8 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vu_core import Batch, Denoiser, Edit, ForgetRetain, Model, Run, Source, Theta, setting
-from vu_core.training import fit, is_finished
-from vu_fade.noising import Noised, NoisingConfig, Timesteps, TimestepSampler, timestep_range, uniform_timesteps
+from vu_core.training import (
+    Noised,
+    NoisingConfig,
+    Timesteps,
+    TimestepSampler,
+    fit,
+    is_finished,
+    timestep_range,
+    uniform_timesteps,
+)
 from vu_fade.settled import settled
 from vu_fade.teacher_bank import ANSWER, TeacherBank
 

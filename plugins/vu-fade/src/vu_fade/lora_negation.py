@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import attrs
-import torch.nn.functional as F
 from torch import Tensor
 
 from vu_core import Batch, Denoiser, Edit, Examples, ForgetRetain, Model, Run, Source, setting
 from vu_core.adapters import negated, scaled
-from vu_core.training import fit
-from vu_fade.noising import Noised, NoisingConfig, Timesteps, timestep_range
+from vu_core.training import Noised, NoisingConfig, Timesteps, denoising_loss, fit, timestep_range
 
 
 @attrs.frozen
@@ -114,6 +112,4 @@ class DenoisingLoss:
 
     def _of(self, batch: Batch) -> Tensor:
         drawn = Noised.of(self.model, batch, self.timesteps, self.noise_offset)
-        prediction = self.model.predict(drawn.noisy, drawn.timesteps, self.model.embed(batch.captions))  # (B, C, h, w)
-        target = self.model.target(drawn.latents, drawn.noise, drawn.timesteps)  # (B, C, h, w)
-        return F.mse_loss(prediction.float(), target.float())
+        return denoising_loss(self.model, drawn, batch.captions)

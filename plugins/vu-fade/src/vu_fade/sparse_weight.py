@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vu_core import Denoiser, Edit, ForgetRetain, Model, Run, Source, setting
 from vu_core.ops import top_masks
+from vu_core.training import timestep_range
 from vu_fade.fade import FADE_SOURCE, FADE_WEIGHTING, FadeConfig, distil
-from vu_fade.noising import timestep_range
 from vu_fade.sparse_module import module_of
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-METRICS = ("edit-size", "denoising-gap")
-"""Asked when nothing is said: nobody judges what is on a stranger's images."""
+METRICS = ("edit-size", "denoising-gap", "classification")
+"""Asked when nothing is said, of a model that can serve them: nobody judges what is on a stranger's images."""
 
 
 @attrs.frozen
@@ -110,7 +110,7 @@ class Images:
             items=(*asked["forget"], *asked["retain"]),
             axes=self.axes,
             examples=(tables[0], tables[1]) if all(unseen.values()) else None,
-            samples=_samples(asked["forget"], asked["retain"], len(seeds), samples),
+            samples=spread_samples(asked["forget"], asked["retain"], len(seeds), samples),
             concepts=self.selection.concepts,
         )
 
@@ -139,10 +139,10 @@ def _loader(rows: Sequence[Row], size: int, augment: ImageSettings | None) -> Ca
     return load
 
 
-def _samples(
+def spread_samples(
     forget: Sequence[EvaluationItem], retain: Sequence[EvaluationItem], seeds: int, samples: int
 ) -> tuple[EvaluationItem, ...]:
-    """Return items of both sides, different prompts first, then further seeds."""
+    """Return ``samples`` items of both sides, different prompts first, then further seeds."""
 
     def spread(items: Sequence[EvaluationItem]) -> list[EvaluationItem]:
         return [item for turn in range(seeds) for item in items[turn::seeds]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vu_core import Register, hookimpl
+from vu_core import Plan, Register, hookimpl
 
 
 @hookimpl
@@ -18,3 +18,16 @@ def vu_register_datasets(register: Register) -> None:
         "vu_folders.metafile:Metafile",
         summary="a JSON file that lists forget and retain images with captions and overwrite captions",
     )
+    register(
+        "prompts",
+        "vu_folders.prompts:Prompts",
+        summary="words to forget and to keep, without images, for methods that work on words alone",
+    )
+
+
+@hookimpl
+def vu_check_plan(plan: Plan) -> None:
+    """Object to a method that looks at images when the data have none."""
+    from vu_folders.prompts import check_images
+
+    check_images(plan)

@@ -1,4 +1,4 @@
-"""Settings that both kinds of data have."""
+"""Settings that all data with images have, and the check of a template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def _multiple_of_8(value: int) -> str | None:
     return None if value % 8 == 0 else f"must be a multiple of 8, but is {value}"
 
 
-def _one_gap(value: str) -> str | None:
+def one_gap(value: str) -> str | None:
+    """Tell what is wrong with a template that is filled with one word, or return ``None``."""
     try:
         filled = value.format("\0")
     except (IndexError, KeyError, ValueError) as error:
@@ -35,7 +36,7 @@ class ImageSettings:
     )
     flip: bool = setting(False, help="mirror training images left to right, each with probability 1/2")
     caption_template: str = setting(
-        "An image of {}.", help="caption of a class or overwrite concept, put in place of {}", check=_one_gap
+        "An image of {}.", help="caption of a class or overwrite concept, put in place of {}", check=one_gap
     )
     overwrite_column: str = setting("overwrite", help="metadata column with the overwrite caption of a forget image")
     max_forget: int | None = setting(None, help="at most so many forget images are trained on", ge=1)

@@ -43,6 +43,7 @@ class EditSize:
     Config: ClassVar[type[EditSizeConfig]] = EditSizeConfig
     source: ClassVar[Source] = Source("Size of an edit, part of vu", "https://arxiv.org/abs/2602.07058", "own")
     version: ClassVar[str] = "1"
+    looks: ClassVar[bool] = False
 
     def __init__(self, config: EditSizeConfig) -> None:
         self.config = config

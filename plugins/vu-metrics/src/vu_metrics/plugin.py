@@ -24,3 +24,9 @@ def vu_register_metrics(register: Register) -> None:
         summary="how far the edited denoiser is from the untouched one on unseen forget and retain images",
         needs=("denoise", "unseen"),
     )
+    register(
+        "classification",
+        "vu_metrics.classification:Classification",
+        summary="UA and TA of a classifier: how often it is right on unseen forget and retain images",
+        needs=("classify", "unseen"),
+    )

@@ -58,8 +58,8 @@ class MunbaV1Compat:
         "parity",
     )
     caution: ClassVar[str] = (
-        "The weighting 'munba-v1-compat' is known incorrect and reproduces historical behaviour: it ascends the forget "
-        "loss wherever both gradients agree. Use 'munba' for anything but a comparison."
+        "known incorrect, reproduces historical behaviour: it ascends the forget loss wherever both gradients agree; use "
+        "'munba' for anything but a comparison."
     )
     linear: ClassVar[bool] = False
 
@@ -135,8 +135,7 @@ class MunbaOfficialCompat:
         "parity",
     )
     caution: ClassVar[str] = (
-        "The weighting 'munba-official-compat' is known to miss the Nash solution for small gradients and reproduces "
-        "historical behaviour. Use 'munba' for anything but a comparison."
+        "known incorrect for small gradients, reproduces historical behaviour; use 'munba' for anything but a comparison."
     )
     linear: ClassVar[bool] = False
 

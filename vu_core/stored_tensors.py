@@ -12,7 +12,9 @@ from pathlib import Path
 
 import attrs
 
-from vu_core import ModelError, cache_root, digest
+from vu_core.cache import cache_root
+from vu_core.data import digest
+from vu_core.errors import ModelError
 
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 _CHUNK = 1 << 22
@@ -34,7 +36,7 @@ class StoredTensor:
     end: int = 0
 
 
-def read_header(path: Path) -> tuple[StoredTensor, ...]:
+def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
     """Return the tensors that a safetensors file announces, by name.
 
     Raises:
@@ -97,7 +99,7 @@ def base_hash(files: Mapping[str, Iterable[Path]]) -> str:
         return known
     pairs = [(component, path) for component, found in paths.items() for path in found]
     result = digest(*sorted(line for component, path in pairs for line in _tensor_lines(component, path)))
-    about = f"base hash of {pairs[0][1].parents[1]}" if pairs else "base hash of nothing"
+    about = f"base hash of {os.path.commonpath([path for _, path in pairs])}" if pairs else "base hash of nothing"
     _remember(remembered, {"key": key, "about": about, "value": result})
     return result
 
@@ -123,7 +125,7 @@ def _key(paths: Mapping[str, Iterable[Path]]) -> str:
 
 def _tensor_lines(component: str, path: Path) -> Iterable[str]:
     with path.open("rb") as file:
-        for tensor in read_header(path):
+        for tensor in stored_tensors(path):
             state = hashlib.sha256()
             file.seek(tensor.begin)
             left = tensor.end - tensor.begin

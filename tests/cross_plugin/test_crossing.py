@@ -1,0 +1,162 @@
+"""The axes cross: every method that honours an axis takes every plugin of it, found through the registry.
+
+One step on a toy model each. The first step of FADE, whose retain gradient is exactly zero, is among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from vu_core import Classifier, Edit, Event, LowRank, Sparse
+from vu_core.adapters import apply_edit
+from vu_core.plugins import discover
+from vu_core.registry import Entry
+from vu_core.stages.load import base_method
+from vu_core.testing import ToyClassifier, ToyData, ToyDenoiser, toy_data, toy_run
+from vu_core.testing.toys import SIZE, ToyDataConfig
+from vu_core.testing.unlearner_tests import make_axis
+from vu_core.testing.watching import tensor_digest
+from vu_core.training import Training
+
+PLUGINS = discover()
+MODELS = {"denoise": ToyDenoiser, "classify": ToyClassifier}
+FADE = {"fade", "fade-sparse-module", "fade-sparse-weight"}
+
+Case = tuple[Entry, str, dict[str, Any]]
+
+
+def methods(axis: str) -> Iterator[Case]:
+    """Yield every usable method that honours an axis, per kind of model; those with parameters also with others."""
+    for entry in PLUGINS.registry.entries("unlearner"):
+        if not entry.usable or axis not in entry.axes:
+            continue
+        for kind in MODELS:
+            if any(kind in need.split("|") for need in entry.needs):
+                yield entry, kind, {}
+    yield PLUGINS.registry.get("unlearner", "fade"), "denoise", {"parameters": {"name": "elastic-lora"}}
+
+
+def named(case: Case) -> str:
+    entry, kind, axes = case
+    return "-".join([entry.name, kind, *(table["name"] for table in axes.values())])
+
+
+def usable(kind: str) -> list[str]:
+    return [entry.name for entry in PLUGINS.registry.entries(kind) if entry.usable]
+
+
+def data_for(model: Any, run: Any) -> Any:
+    if not isinstance(model, Classifier):
+        return toy_data()
+    data = ToyData("", ToyDataConfig())
+    built = data.build(data.parse(["colour:red"], []), resolution=SIZE, run=run)
+    return built.map(lambda table: model.prepare(table, run))
+
+
+def one_step(folder: Path, case: Case, changes: Mapping[str, Any], **training: Any) -> tuple[Edit, Any, list[Event]]:
+    """Run a method for one step with its own defaults but for ``changes``; return edit, model and events."""
+    entry, kind, axes = case
+    plugin, model, events = entry.load(), MODELS[kind](), list[Event]()
+    config = plugin.Config(training=Training(**{"steps": 1, "batch_size": 2, "lr": 1e-2, **training}))
+    wanted = {**getattr(plugin, "defaults", {}), **axes, **changes}
+    run = toy_run(folder, training=config.training, emit_event=events.append)
+    run.resolve = lambda name, settings: base_method(PLUGINS, name, settings)
+    fallbacks = {"parameters": "lora", "weighting": "simple"}
+    for axis in ("parameters", "weighting", "attribution"):
+        if axis in wanted or (axis in fallbacks and axis in entry.axes):
+            setattr(run, axis, make_axis(axis, {"name": fallbacks.get(axis), **wanted.get(axis, {})}))
+    regularizers = wanted.get("regularizer", {})
+    run.regularizers = tuple(make_axis("regularizer", {"name": name, **table}) for name, table in regularizers.items())
+    try:
+        edit = plugin(config).unlearn(model, data_for(model, run), run)
+    finally:
+        run.release()
+    return edit, model, events
+
+
+def check_changes(edit: Edit, model: Any) -> None:
+    """Every change is finite, and the weights under the edit are others."""
+    weights = dict(model.network.named_parameters())
+    untouched = tensor_digest(weights)
+    for name, part in edit:
+        delta = part.delta() if isinstance(part, LowRank | Sparse) else part.tensor - weights[name].detach()
+        assert bool(torch.isfinite(delta).all()), f"the change of {name!r} is not finite"
+    with apply_edit(model.network, edit):
+        assert tensor_digest(dict(model.network.named_parameters())) != untouched, "the edit changes nothing"
+
+
+@pytest.mark.parametrize("weighting", usable("weighting"))
+@pytest.mark.parametrize("case", list(methods("weighting")), ids=named)
+def test_every_method_takes_every_weighting(case: Case, weighting: str, tmp_path: Path) -> None:
+    edit, model, events = one_step(tmp_path, case, {"weighting": {"name": weighting}})
+    check_changes(edit, model)
+    conflicts = [event.values for event in events if event.type == "gradient_conflict"]
+    for conflict in conflicts:
+        numbers = [value for value in conflict.values() if isinstance(value, float)]
+        assert all(map(math.isfinite, numbers)), f"not finite: {dict(conflict)}"
+    if not PLUGINS.registry.get("weighting", weighting).load().linear:
+        assert len(conflicts) == 1
+        if case[0].name in FADE:
+            assert conflicts[0]["norm_r"] == 0, "the first retain gradient of FADE is exactly zero"
+            assert conflicts[0]["norm_f"] > 0
+
+
+@pytest.mark.parametrize("weighting", usable("weighting"))
+def test_other_methods_see_two_gradients(weighting: str, tmp_path: Path) -> None:
+    """Without this the matrix could consist of steps with a zero gradient alone."""
+    if PLUGINS.registry.get("weighting", weighting).load().linear:
+        pytest.skip("a linear weighting looks at no gradient")
+    case: Case = (PLUGINS.registry.get("unlearner", "random-label"), "denoise", {})
+    _, _, events = one_step(tmp_path, case, {"weighting": {"name": weighting}})
+    (conflict,) = [event.values for event in events if event.type == "gradient_conflict"]
+    assert conflict["norm_r"] > 0
+    assert conflict["norm_f"] > 0
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+@pytest.mark.parametrize("case", [case for case in methods("regularizer") if not case[2]], ids=named)
+def test_every_method_with_a_regularizer_takes_the_hard_mask(case: Case, density: float, tmp_path: Path) -> None:
+    """The attribution is the run's, whatever the method honours; no more weights change than the mask allows."""
+    changes = {
+        "parameters": {"name": "full"},
+        "regularizer": {"hard-mask": {"density": density}},
+        "attribution": {"name": "magnitude"},
+    }
+    edit, model, _ = one_step(tmp_path, case, changes, weight_decay=0.1)
+    check_changes(edit, model)
+    before = {name: value.detach().clone() for name, value in model.network.named_parameters()}
+    with apply_edit(model.network, edit):
+        after = dict(model.network.named_parameters())
+        changed = sum(int((after[name] != value).sum()) for name, value in before.items())
+    trained = sum(before[name].numel() for name, _ in edit)
+    assert changed <= density * sum(value.numel() for value in before.values())
+    assert changed <= trained
+
+
+def test_the_matrix_is_as_large_as_it_should_be() -> None:
+    crossed = {entry.name for entry, _, _ in methods("weighting")}
+    assert crossed >= {"fade", "fade-sparse-module", "fade-sparse-weight", "esd", "random-label", "salun", "munba"}
+    classifiers = {entry.name for entry, kind, _ in methods("weighting") if kind == "classify"}
+    assert classifiers >= {"random-label", "salun", "munba"}
+    known = {"none", "simple", "munba", "munba-v1-compat", "munba-official-compat", "nash-asymmetric"}
+    assert set(usable("weighting")) >= {*known, "pcgrad", "cagrad"}
+
+
+def test_an_edit_without_effect_would_be_noticed() -> None:
+    model = ToyDenoiser()
+    name, weight = next(iter(model.network.named_parameters()))
+    idle = Edit({name: LowRank(torch.zeros(1, weight[0].numel()), torch.ones(len(weight), 1), 1.0)}, base="")
+    with pytest.raises(AssertionError, match="changes nothing"):
+        check_changes(idle, model)
+    broken = attrs.evolve(
+        idle, parts={name: LowRank(torch.full((1, weight[0].numel()), math.nan), idle.parts[name].B, 1)}
+    )  # type: ignore[union-attr]
+    with pytest.raises(AssertionError, match="not finite"):
+        check_changes(broken, model)
