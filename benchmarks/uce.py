@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vu_concept_editing.closed_form import Columns, Scales
+from vu_concept_editing.closed_form import Columns
+from vu_concept_editing.scales import Scales
 from vu_concept_editing.uce import solved
 from vu_core import LowRank
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any
 
 from vu_cli import numbers
@@ -54,7 +55,8 @@ def of_description(description: Description) -> Rows:
     ]
     if source is not None:
         rows += [("paper", source.paper), ("address", source.url), ("provenance", source.provenance)]
-    return [*rows, ("needs", ", ".join(entry.needs)), ("axes", ", ".join(entry.axes))]
+    needs = ", ".join(need.replace("|", " or ") for need in entry.needs)
+    return [*rows, ("needs", needs), ("axes", ", ".join(entry.axes))]
 
 
 def choices(config: RunConfig) -> Rows:
@@ -100,19 +102,30 @@ _SKIPPED = {"Args:", "Returns:", "Yields:", "Raises:", "Example:", "Examples:", 
 
 
 def prose(docstring: str) -> str:
-    r"""Return what a docstring tells a user: its text and its deviations, one line per paragraph.
+    r"""Return what a docstring tells a user: its text and its deviations.
+
+    A paragraph is one line. Formulas, set in behind a paragraph that ends in ``::``, and tables keep their lines.
 
     Example:
         >>> prose("Do it.\n\nIn two\nlines.\n\nArgs:\n    x: y.\n\nDeviates:\n    Not at all.")
         'Do it.\n\nIn two lines.\n\nDeviates: Not at all.'
+        >>> prose("With x::\n\n    a = x\n    b = 2 x\n\nThe\nend.")
+        'With x:\n\n    a = x\n    b = 2 x\n\nThe end.'
     """
     kept: list[str] = []
-    skipping = False
+    skipping = formula = False
     for block in docstring.strip().split("\n\n"):
         lines = block.splitlines()
         inside = block.startswith(" ")
+        formula = formula and inside
         skipping = lines[0].strip() in _SKIPPED or (skipping and inside)
-        if not skipping:
-            text = " ".join(line.strip() for line in lines).replace("``", "`")
-            kept.append(f"  {text.removeprefix('.. math:: ')}" if text.startswith(".. math:: ") else text)
+        if skipping:
+            continue
+        if formula or lines[0].startswith("==="):
+            kept.append(indent(dedent(block), "    "))
+            continue
+        text = " ".join(line.strip() for line in lines).replace("``", "`")
+        formula = text.endswith("::")
+        text = text.removesuffix("::").rstrip() + ":" if formula else text
+        kept.append(f"  {text.removeprefix('.. math:: ')}" if text.startswith(".. math:: ") else text)
     return "\n\n".join(kept)

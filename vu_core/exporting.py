@@ -169,12 +169,11 @@ def _checked_changes(scale: float, densify: float | None, refit_rank: int | None
 
 
 def _check_needs(entry: Entry, bench: Workbench) -> None:
-    can = {str(each) for each in bench.model.facts.capabilities}
-    missing = [need for need in entry.needs if need not in can]
+    missing = entry.lacks(bench.model.facts.capabilities)
     if missing:
         raise PlanError(
             "VU-L002",
-            f"The exporter '{entry.name}' needs '{', '.join(missing)}', which the model '{bench.model.facts.name}' "
+            f"The exporter '{entry.name}' needs '{', '.join(missing).replace('|', "' or '")}', which the model '{bench.model.facts.name}' "
             "lacks.",
             "Choose another format; `vu list-plugins --kind exporter` lists them.",
             where=f"exporter {entry.name!r}",

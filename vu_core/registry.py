@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from typing import Any, Literal
@@ -58,6 +58,15 @@ class Entry:
     def names(self) -> tuple[str, ...]:
         """Canonical name and aliases."""
         return (self.name, *self.aliases)
+
+    def lacks(self, can: Collection[str]) -> list[str]:
+        """Return those of its needs that nothing in ``can`` serves; of ``a|b`` one is enough.
+
+        Example:
+            >>> Entry("unlearner", "toy", "toy:Toy", "", "toys", "1.0", needs=("denoise|classify", "judge")).lacks(["classify"])
+            ['judge']
+        """
+        return [need for need in self.needs if not any(each in can for each in need.split("|"))]
 
     @property
     def usable(self) -> bool:

@@ -19,6 +19,7 @@ from vu_core.atomic import write_text
 from vu_core.blame import asked
 from vu_core.config import Override, RawConfig
 from vu_core.contracts import Host, Model, TextToImage
+from vu_core.data import ForgetRetain
 from vu_core.edit import Edit
 from vu_core.errors import ConfigError, DataError, EditError, MeasureError
 from vu_core.event import Event
@@ -64,6 +65,16 @@ class Workbench:
     def run(self) -> Run:
         """Randomness, device and folder of the run."""
         return self.bench.run
+
+    def examples(self) -> ForgetRetain:
+        """Build the training and validation tables of the run, as its data plugin gives them: nothing is encoded.
+
+        Raises:
+            DataError: from the data plugin.
+        """
+        plan = self.bench.plan
+        with asked(plan.config.data.entry, self.bench.entries):
+            return self.bench.dataset.build(plan.selection, resolution=self.model.facts.resolution, run=self.run)
 
     def measure(self, edit: Edit | None = None) -> Scorecard:
         """Ask the metrics of the run about its model under ``edit``; its own edit when absent.

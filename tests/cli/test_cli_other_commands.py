@@ -192,7 +192,10 @@ class Stripes:
     """Paint stripes.
 
     Each stripe has
-    the same width.
+    the same width::
+
+        w_1 = width
+        w_2 = width
 
     Args:
         config: not for users.
@@ -224,7 +227,7 @@ def stripes(monkeypatch):
         @hookimpl
         def vu_register_unlearners(self, register):
             target = "stripes_of_the_tests:Stripes"
-            register("stripes", target, summary="paints stripes", aliases=("bars",), needs=("generate",))
+            register("stripes", target, summary="paints stripes", aliases=("bars",), needs=("generate|classify",))
 
     monkeypatch.setitem(sys.modules, "stripes_of_the_tests", module)
     return discover(extra=[("zebras", "1.2", Plugin())], installed=False)
@@ -235,12 +238,13 @@ def test_describe_shows_text_paper_and_every_setting(vu, stripes):
     assert done.status == 0, done.err
     for fragment in (
         "stripes  unlearner",
-        "Each stripe has the same width.",
+        "Each stripe has the same width:\n",
+        "  w_1 = width\n",
         "Deviates: Never.",
         "Stripes, Zebra 1999",
         "https://example.org/stripes",
         "zebras 1.2",
-        "needs       generate",
+        "needs       generate or classify",
         "unlearner.width = 0.5",
         "> 0",
         'unlearner.colours = ["black", "white"]',

@@ -123,6 +123,33 @@ def unguided(self: Any, prompts: Any, seeds: Any, *, steps: int, guidance: float
     return ToyPainter.generate(self, prompts, seeds, steps=steps, guidance=1.0)
 
 
+def rising(self: Any, steps: int) -> Any:
+    return ToyPainter.sampling_timesteps(self, steps)[::-1]
+
+
+def beyond(self: Any, steps: int) -> Any:
+    return tuple(t + 1 for t in ToyPainter.sampling_timesteps(self, steps))
+
+
+def too_far(self: Any, captions: Any, noise: Any, *, steps: int, done: Any, guidance: float) -> Any:
+    done = [min(each + 1, steps) for each in done]
+    return ToyPainter.denoise_partly(self, captions, noise, steps=steps, done=done, guidance=guidance) + 0.1
+
+
+def unfinished(self: Any, captions: Any, noise: Any, *, steps: int, done: Any, guidance: float) -> Any:
+    way = ToyPainter.denoise_partly(self, captions, noise, steps=steps, done=done, guidance=guidance)
+    return way + 2.0 * torch.tensor([each == steps and len(captions) > 1 for each in done])[:, None, None, None]
+
+
+def to_the_last(self: Any, captions: Any, noise: Any, *, steps: int, done: Any, guidance: float) -> Any:
+    done = [max(done)] * len(done)
+    return ToyPainter.denoise_partly(self, captions, noise, steps=steps, done=done, guidance=guidance)
+
+
+def deaf_way(self: Any, captions: Any, noise: Any, *, steps: int, done: Any, guidance: float) -> Any:
+    return ToyPainter.denoise_partly(self, ["a"] * len(captions), noise, steps=steps, done=done, guidance=guidance)
+
+
 def training_mode(self: Any, examples: Any, run: Run) -> Any:
     self.network.train()
     return ToyPainter.prepare(self, examples, run)
@@ -226,6 +253,12 @@ MODEL: list[Broken] = [
         ("test_images_follow_their_seed", model(generate=shared_noise), "two seeds gave one image"),
         ("test_images_follow_their_seed", model(generate=floats), "images are float64"),
         ("test_steps_and_guidance_matter", model(generate=unguided), "guidance changes no image"),
+        ("test_timesteps_of_sampling_fall", model(sampling_timesteps=rising), "do not fall"),
+        ("test_timesteps_of_sampling_fall", model(sampling_timesteps=beyond), "leave the model's"),
+        ("test_way_begins_at_the_noise_and_ends_at_the_image", model(denoise_partly=too_far), "not the noise"),
+        ("test_way_begins_at_the_noise_and_ends_at_the_image", model(denoise_partly=unfinished), "from the image"),
+        ("test_way_of_a_row_is_its_own", model(denoise_partly=to_the_last), "depends on the others"),
+        ("test_way_of_a_row_is_its_own", model(denoise_partly=deaf_way), "prompt changes nothing"),
         ("test_model_is_left_alone", model(prepare=training_mode), "another mode"),
         *CLASSIFIER,
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from vu_core.adapters import Full, Lora, MaskedLora
 from vu_core.hard_mask import HardMask
 from vu_core.testing import (
@@ -44,6 +47,20 @@ class TestToyData(DatasetTests):
 
 class TestToyDistillation(UnlearnerTests):
     plugin = ToyDistillation
+
+
+class Masked(ToyDistillation):
+    """A method that brings a mask; the attribution that the mask needs is no axis of the method."""
+
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "parameters": {"name": "full"},
+        "regularizer": {"hard-mask": {"density": 0.5}},
+    }
+
+
+class TestMasked(UnlearnerTests):
+    plugin = Masked
+    axes = ("parameters", "weighting", "regularizer")
 
 
 class TestToyBrightness(MetricTests):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
-from vu_core.errors import PlanError, did_you_mean
+from vu_core.errors import PlanError, near_misses
 
 
 def _cross_attention(words: list[str]) -> bool:
@@ -39,13 +39,13 @@ def check_subset(which: str) -> str | None:
         >>> check_subset("esd-x-strict") is None
         True
         >>> check_subset("x-strct")
-        "there is no subset 'x-strct'. Did you mean 'x-strict'? (known are x, x-strict, u, all, self)"
+        "must be one of x, x-strict, u, all, self, but is 'x-strct' (did you mean 'x-strict'?)"
     """
     if _canonical(which) in SUBSETS:
         return None
     known = [*SUBSETS, *(older for older, _, _ in SUBSETS.values() if older)]
-    guess = did_you_mean(which.removeprefix(_PREFIX), known)
-    return f"there is no subset {which!r}.{guess} (known are {', '.join(SUBSETS)})"
+    near = " or ".join(map(repr, near_misses(which.removeprefix(_PREFIX), known)))
+    return f"must be one of {', '.join(SUBSETS)}, but is {which!r}" + (f" (did you mean {near}?)" if near else "")
 
 
 def subset(names: Iterable[str], which: str) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def subset(names: Iterable[str], which: str) -> tuple[str, ...]:
     """
     problem = check_subset(which)
     if problem:
-        raise PlanError("VU-L093", problem[0].upper() + problem[1:] + ".", "Choose one of them.", where="subset")
+        raise PlanError("VU-L093", f"The subset {problem}.", "Choose one of them.", where="unlearner.subset")
     _, meaning, belongs = SUBSETS[_canonical(which)]
     names = tuple(names)
     found = tuple(name for name in names if belongs(name.split(".")))

@@ -138,7 +138,8 @@ class Trajectory(Protocol):
 
         Row i starts from ``noise[i]``, standard normal ``(B, C, h, w)``, and is guided towards ``captions[i]`` with
         scale w: ``u + w (c - u)``; what belongs to row i does not depend on the other rows. ``done[i] = 0`` is the
-        noise as the sampler starts from it; ``sampling_timesteps(steps)[done[i]]`` is the timestep it stands at.
+        noise itself; ``sampling_timesteps(steps)[done[i]]`` is the timestep it stands at. Latents are scaled as the
+        denoiser reads them at that timestep, whatever the sampler computes in.
         """
         ...
 

@@ -132,7 +132,7 @@ def _without_unmeasurable(config: RunConfig, facts: ModelFacts, manifest: Manife
     if not config.origins.get("measure.metrics", "").startswith("named by"):
         return config, []
     can = {*facts.capabilities, Capability.JUDGE, Capability.UNSEEN}
-    served = [choice for choice in config.metrics if all(not can.isdisjoint(n.split("|")) for n in choice.entry.needs)]
+    served = [choice for choice in config.metrics if not choice.entry.lacks(can)]
     unseen = _keeps_unseen(config, manifest)
     kept = [choice for choice in served if unseen or Capability.UNSEEN not in choice.entry.needs]
     if not kept or len(kept) == len(config.metrics):
@@ -147,7 +147,7 @@ def _without_unmeasurable(config: RunConfig, facts: ModelFacts, manifest: Manife
         because = f"The data keeps no unseen examples of both sides in its {config.measure.split} part"
         notes.append(f"{because}, so {_are_left_out(blind)}")
     if foreign and not measured:
-        notes.append(f"The model '{facts.name}' cannot be asked what they need, so {_are_left_out(foreign)}")
+        notes.append(f"The model '{config.model.name}' cannot be asked what they need, so {_are_left_out(foreign)}")
     rest = "the status of the run rests on the other metrics." if measured else NOTHING_MEASURES
     return config, [f"{note}; {rest}" for note in notes]
 
@@ -187,7 +187,7 @@ def _check_needs(config: RunConfig, facts: ModelFacts, manifest: Manifest, regis
     lacking = []
     methods = (config.unlearner.entry, *base_methods(config, registry))
     for entry in (*methods, *(choice.entry for choice in config.metrics)):
-        missing = [need for need in entry.needs if can.isdisjoint(need.split("|"))]
+        missing = entry.lacks(can)
         if missing:
             owner = "data" if of_data.issuperset(missing) else "model"
             has = config.data.name if owner == "data" else config.model.name

@@ -18,7 +18,7 @@ from vu_core.testing.toys import toy_facts
 
 
 class ToyPainter(ToyDenoiser):
-    """A `Model` with the capabilities ``denoise``, ``tokens``, ``trajectory`` and ``generate``; encodes and paints 8x8 images.
+    """A `Model` with ``denoise``, ``tokens``, ``trajectory`` and ``generate``; encodes and paints 8x8 images.
 
     Args:
         weights_seed: seed of the random weights.

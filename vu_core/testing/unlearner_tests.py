@@ -56,10 +56,11 @@ class UnlearnerTests(PluginTests):
         for kind, fallback in (("parameters", "lora"), ("weighting", "simple")):
             if kind in self.axes:
                 setattr(run, kind, make_axis(kind, {"name": fallback, **defaults.get(kind, {})}))
-        if "attribution" in self.axes:
+        wanted = defaults.get("regularizer", {})
+        run.regularizers = tuple(make_axis("regularizer", {"name": name, **table}) for name, table in wanted.items())
+        axes = [self.axes, *(installed().registry.get("regularizer", name).axes for name in wanted)]
+        if any("attribution" in honoured for honoured in axes):
             run.attribution = ToyAttribution(ToyAttributionConfig())
-        wanted = defaults.get("regularizer", {}).items()
-        run.regularizers = tuple(make_axis("regularizer", {"name": name, **table}) for name, table in wanted)
         run.resolve = lambda name, settings: make_axis("unlearner", {"name": name, **settings})
         for name, value in changes.items():
             setattr(run, name, value)

@@ -126,6 +126,9 @@ class Gradients:
             return None
         losses = self._settle_losses(totals)
         matrix = gram(gradients["retain"], gradients["forget"])
+        for side, weight in (self.constant or {}).items():
+            if weight == 0:  # no gradient at all, as without `apart`: zeros would let weights decay
+                gradients[side] = [None] * len(self.parameters)
         known: dict[str, Tensor] = {side: losses.get(side, matrix.new_zeros(())) for side in SIDES}
         a_retain, a_forget = self._coefficients(matrix, known)
         if isinstance(a_retain, float | int) and isinstance(a_forget, float | int) and a_retain == 0 == a_forget:
@@ -206,7 +209,8 @@ class Gradients:
         device = self.parameters[0].device
         every = torch.stack([totals.get(side, torch.zeros((), device=device)).float() for side in SIDES])
         self.processes.add_up([every])
-        return {side: every[i] for i, side in enumerate(SIDES) if self.needed()[side]}
+        # All portions of a step have the same sides. A process without a portion knows of none, and tells nobody.
+        return {side: every[i] for i, side in enumerate(SIDES) if side in totals or not totals}
 
 
 def constant_coefficients(

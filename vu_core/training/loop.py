@@ -27,6 +27,9 @@ from vu_core.training.processes import Processes, process_group
 from vu_core.training.scale import LossScale
 from vu_core.training.settings import Training, check_warmup, learning_rate, planned_steps
 
+ROUNDING = 1e-12
+"""A sum of two gradients whose square is at most this share of their squares is nothing but rounding."""
+
 
 def fit(
     theta: Theta,
@@ -40,9 +43,10 @@ def fit(
 
     Each optimiser step draws one batch per side, computes ``g = a_retain g_retain + a_forget g_forget`` with the
     weighting of the run, adds the penalties of its regularizers, scales ``g`` down to ``max_grad_norm`` and takes one
-    step of AdamW or SGD. Progress is emitted at every step, a checkpoint is written every ``checkpoint_every`` seconds, at the
-    end and when the user interrupts. When the run is resuming, the newest whole checkpoint of the phase is continued; a
-    finished phase is skipped. On one machine with the same settings a resumed run ends bitwise as an uninterrupted one.
+    step of AdamW or SGD. Progress is emitted at every step, a checkpoint is written every ``checkpoint_every`` seconds,
+    at the end and when the user interrupts. When the run is resuming, the newest whole checkpoint of the phase is
+    continued; a finished phase is skipped. On one machine with the same settings a resumed run ends bitwise as an
+    uninterrupted one.
 
     Args:
         theta: what is trained; attached to a model that is in eval mode and stays in it.
@@ -100,7 +104,8 @@ def calls_per_step(data: ForgetRetain, run: Run) -> tuple[tuple[Side, ...], ...]
     """Return the sides that `fit` hands to the losses in each of its calls for one portion of a step.
 
     One call with all sides under a linear weighting, one call per side under any other. Sides that have no examples or
-    that the weighting leaves out are not among them. For methods that compute ahead what a step will need.
+    that the weighting leaves out are not among them; a step on retain examples alone (``training.exhausted``) has no
+    forget side. For methods that compute ahead what a step will need.
 
     Raises:
         UnlearnError: ``VU-U034`` no examples.
@@ -325,7 +330,8 @@ class _Phase:
 
     def _leave_out(self, combined: Combined) -> dict[str, float]:
         """Change nothing, as the weighting asks; tell of the gradients all the same."""
-        self._tell_conflict(combined, _on_host(combined, torch.zeros(())))
+        nothing = torch.zeros((), device=self.gradients.parameters[0].device)
+        self._tell_conflict(combined, _on_host(combined, nothing))
         return {}
 
     def _tell_conflict(self, combined: Combined, numbers: Mapping[str, float]) -> None:
@@ -398,6 +404,8 @@ def _conflict(numbers: Mapping[str, float]) -> dict[str, float | None]:
     rr, rf, ff = numbers["rr"], numbers["rf"], numbers["ff"]
     a_r, a_f = numbers["a_r"], numbers["a_f"]
     squared = a_r * a_r * rr + 2 * a_r * a_f * rf + a_f * a_f * ff
+    if squared <= ROUNDING * (a_r * a_r * rr + a_f * a_f * ff):
+        squared = 0.0  # the two sides cancel: what is left has no direction
 
     def cosine(product: float, x: float, y: float) -> float | None:
         if not (0 < x < math.inf and 0 < y < math.inf and math.isfinite(product)):

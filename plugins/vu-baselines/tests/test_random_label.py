@@ -286,6 +286,17 @@ def test_the_forget_scale_weighs_the_forget_loss(make_run, make_axis, latents):
     assert not torch.allclose(unlearn(4.0, 1.0), unlearn(1.0, 1.0))
 
 
+@pytest.mark.parametrize(("scale", "scale_free", "warned"), [(3.0, True, 1), (1.0, True, 0), (3.0, False, 0)])
+def test_a_scale_that_does_nothing_is_warned_of(scale, scale_free, warned, make_run, make_axis, latents):
+    weighting, events = make_axis("weighting", "simple"), []
+    weighting.scale_free = scale_free
+    run = make_run(weighting=weighting, emit_event=events.append)
+    RandomLabel(RandomLabelConfig(forget_scale=scale)).unlearn(ToyDenoiser(), latents, run)
+    told = [event.values["text"] for event in events if event.type == "warning"]
+    assert len(told) == warned
+    assert all("forget_scale = 3" in text for text in told)
+
+
 def test_the_default_settings_are_those_of_the_paper():
     config = RandomLabelConfig()
     assert (config.training.epochs, config.training.batch_size, config.training.lr) == (5, 8, 1e-5)

@@ -179,6 +179,7 @@ def test_images_are_read_once(make: Make, tmp_path: Path) -> None:
     [
         ("", {"class": ("blue", "red")}, [2, 0]),
         ("", {"shape": ("dot", "bar"), "colour": ("green", "green")}, [1, 1]),
+        ("", {"folder": ("green", "red"), "class": ("green", "red")}, [1, 0]),
         ("other", {"other": ("red", "blue"), "colour": ("green", "green")}, [0, 2]),
     ],
 )
@@ -194,7 +195,7 @@ def test_the_label_that_names_the_class(
     ("axis", "labels", "code", "words"),
     [
         ("color", {"colour": ("red",)}, "VU-M098", "no label 'color'. Did you mean 'colour'?"),
-        ("", {"a": ("red",), "b": ("blue",)}, "VU-M098", "the values of more than one are classes"),
+        ("", {"a": ("red",), "b": ("blue",)}, "VU-M098", "more than one has values that are classes"),
         ("", {"a": ("dot",), "b": ("bar",)}, "VU-M098", "of none all values are classes"),
         ("", {}, "VU-M098", "have no labels"),
         ("", {"class": ("gren", "rot")}, "VU-M099", "'gren' (and 1 more) of the forget examples is none of the 3"),
@@ -306,6 +307,8 @@ def _write(name: str, text: str) -> Callable[[], None]:
         ("needy:make", _write("needy.py", "import no_such_library\n"), "VU-M092", "No module named 'no_such_library'"),
         ("broken:make", _write("broken.py", "def make(:\n"), "VU-M093", "failed while it was imported: SyntaxError"),
         ("failing:make", _write("failing.py", "1 / 0\n"), "VU-M093", "ZeroDivisionError: division by zero"),
+        ("script:make", _write("script.py", "raise SystemExit(3)\n"), "VU-M093", "while it was imported: SystemExit: 3"),
+        ("leaving:make", _write("leaving.py", "from sys import exit as make\n"), "VU-M093", "was called: SystemExit."),
         ("small_net:raises", None, "VU-M093", "failed when it was called: RuntimeError: no such size."),
         ("small_net:nothing", None, "VU-M093", "returned 'NoneType', not a network"),
         ("small_net:empty", None, "VU-M093", "a module without parameters"),

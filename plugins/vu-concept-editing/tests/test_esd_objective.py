@@ -108,7 +108,8 @@ def test_losses_are_those_of_the_formula(objective, settings):
 
     empty = e(asked, [""] * 2)
     start = empty if settings["erase_from"] == "none" else e(asked, asked.captions)
-    target = start - eta * (e(asked, asked.erased) - empty)
+    concept = torch.stack([e(asked, captions) for captions in zip(*asked.erased, strict=True)]).mean(dim=0)
+    target = start - eta * (concept - empty)
     student = recording.model.predict(asked.noisy, asked.timesteps, recording.model.embed(asked.captions))
     assert found["forget"].item() == pytest.approx((student - target).square().mean().item(), rel=1e-5)
     student = recording.model.predict(kept.noisy, kept.timesteps, recording.model.embed(kept.captions))
@@ -125,23 +126,30 @@ def test_student_and_erased_prompts_of_every_start(objective):
         question = losses.ask(batches["forget"])
         asked[settings["erase_from"]] = (question.captions, question.erased)
     captions = ("forget 0", "forget 1")
-    assert asked["none"] == asked["concept"] == (captions, captions)
-    assert asked["overwrite"] == (("plain 0", "plain 1"), captions)
-    assert asked["prompts"] == (("a street",) * 2, captions)
-    assert asked["common"][0] == captions
+    each = tuple((caption,) for caption in captions)
+    assert asked["none"] == asked["concept"] == (captions, each)
+    assert asked["overwrite"] == (("plain 0", "plain 1"), each)
+    assert asked["prompts"] == (("a street",) * 2, each)
+    assert asked["common"] == (captions, (captions, captions)), "a mean over all of them"
 
 
-def test_common_draws_the_erased_prompt_among_all(objective):
-    losses, _, _, batches = objective(erase_from="common", rows=2)
+def test_common_draws_different_prompts_among_all_when_there_are_too_many(objective):
+    prompts = ("a", "b", "c", "d")
+    losses, _, _, batches = objective(erase_from="common", prompts=prompts, common_prompts=3)
     seen = set()
     for step in range(12):
-        batch = attrs.evolve(batches["forget"], step=step)
-        question = losses.ask(batch)
-        assert question.captions == batch.captions
-        seen |= set(zip(question.captions, question.erased, strict=True))
-    assert seen == {(s, c) for s in ("forget 0", "forget 1") for c in ("forget 0", "forget 1")}
-    retained = losses.ask(batches["retain"])
-    assert retained.erased == retained.captions
+        question = losses.ask(attrs.evolve(batches["forget"], step=step))
+        assert question.captions == ("a", "b")
+        assert all(len(set(erased)) == 3 for erased in question.erased)
+        seen |= {(s, c) for s, erased in zip(question.captions, question.erased, strict=True) for c in erased}
+    assert seen == {(s, c) for s in ("a", "b") for c in prompts}
+    assert losses.ask(batches["retain"]).erased == ()
+
+
+def test_common_with_one_prompt_is_the_newer_release(objective):
+    one, *_, batches = objective(erase_from="common", prompts=("a",), negative_guidance=2.0)
+    newer, *_ = objective(erase_from="concept", prompts=("a",), negative_guidance=2.0)
+    assert one(batches)["forget"].item() == pytest.approx(newer(batches)["forget"].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("settings", EVERY_START)
@@ -308,6 +316,7 @@ def test_no_overwrite_is_an_error(tmp_path):
         ({"erase_from": "prompts", "prompts": ("a", "b", "c"), "from_prompts": ("d", "e")}, "2 from_prompts for 3"),
         ({"bank": 4}, "sampled_by"),
         ({"bank": 1, "sampled_by": "base"}, "whole batch of 2"),
+        ({"bank": 4, "sampled_by": "base", "training": Training(steps=3, exhausted="retain_only")}, "starts over"),
         ({"subset": "x-strct"}, "x-strict"),
         ({"erase_from": "nothing"}, "one of"),
         ({"negative_guidance": -1.0}, ">= 0"),

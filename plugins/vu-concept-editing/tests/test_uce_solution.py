@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vu_concept_editing.closed_form import Columns, Scales, as_part, change_of, erasing_rows
+from vu_concept_editing.closed_form import Columns, as_part, change_of, erasing_rows
+from vu_concept_editing.scales import Scales
 from vu_concept_editing.uce import solved
 from vu_core import LowRank, Replace, UnlearnError
 from vu_core.adapters import compose
@@ -161,9 +162,7 @@ def test_facts_tell_the_residual_of_each_kind():
                 [(v @ x.concepts - w @ x.guides).flatten() for v, w in zip(new, ours, strict=True)]
             ).norm()
             / guide,
-            "preserved": torch.cat(
-                [((v - w) @ x.preserved).flatten() for v, w in zip(new, ours, strict=True)]
-            ).norm()
+            "preserved": torch.cat([((v - w) @ x.preserved).flatten() for v, w in zip(new, ours, strict=True)]).norm()
             / kept,
         }
         assert facts["residual"][kind] == pytest.approx({key: float(value) for key, value in expected.items()})

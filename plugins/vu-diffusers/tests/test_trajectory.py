@@ -70,6 +70,8 @@ def test_rows_that_stop_earlier_change_nothing_for_the_others(with_scheduler, na
 def test_latents_stand_at_the_timestep_that_is_told(with_scheduler, name):
     """Had the denoiser taken all noise for what it is, a latent at t would be the noised image of that timestep."""
     model = with_scheduler(name)
+    if name == "PNDMScheduler" and model.prediction == "v_prediction":
+        pytest.skip("it mixes velocities of several timesteps, which differ even when the noise is known")
     start, x0 = noise(5), torch.full((1, 4, 8, 8), 0.7)
 
     def knowing(noisy, timesteps, embedding):

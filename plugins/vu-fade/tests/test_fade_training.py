@@ -183,6 +183,11 @@ class TestTeacherBank:
         assert [size for grad, size in passes if not grad] == [4, 4, 4]
         assert [size for grad, size in passes if grad] == [4] * 6
 
+    def test_no_side_of_it_is_through_before_the_other(self):
+        FadeConfig(training=Training(steps=6, exhausted="retain_only"))
+        with pytest.raises(ValueError, match="starts over"):
+            FadeConfig(teacher_bank=5, training=Training(steps=6, exhausted="retain_only"))
+
     def test_epochs_count_the_forget_examples_and_not_the_bank(self, model, data, make_run):
         steps = []
         run = make_run(training=Training(epochs=2, batch_size=2))

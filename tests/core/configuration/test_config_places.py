@@ -36,6 +36,23 @@ def test_a_run_is_repeated_from_another_folder(toys, here, tmp_path, monkeypatch
     assert identity(again) == identity(first)
 
 
+def test_a_plugin_settles_refs_that_only_it_understands(toys, here, monkeypatch):
+    settle = staticmethod(lambda ref: f"{here}/{ref}")
+    monkeypatch.setattr(parts.ToyModel, "settle", settle, raising=False)
+    first = understood(toys, model="toy=net.py:make", data="toy-data", seed=1)
+    assert first.model.ref == f"{here}/net.py:make"
+    (here / "elsewhere").mkdir()
+    monkeypatch.setattr(parts.ToyModel, "settle", staticmethod(lambda ref: ref))
+    assert understood(toys, toml=to_toml(first), folder=here / "elsewhere") == first
+
+
+def test_a_plugin_that_fails_to_settle_a_ref_is_named(toys, here, monkeypatch):
+    monkeypatch.setattr(parts.ToyModel, "settle", staticmethod(lambda ref: 1 / 0), raising=False)
+    with pytest.raises(PluginError, match=r"model 'toy-model' of .* failed: ZeroDivisionError") as caught:
+        understood(toys, model="toy=net.py:make", data="toy-data")
+    assert caught.value.code == "VU-P009"
+
+
 @pytest.mark.parametrize(
     "model", ["models/my-sd", "./models/../models/my-sd", "toy=models/my-sd", "{here}/models/my-sd"]
 )

@@ -8,10 +8,10 @@ import attrs
 import pytest
 from vu_config_toys import parts
 
-from vu_core import PlanError
+from vu_core import Capability, PlanError
 from vu_core.config import FLAG_KEYS, Override, parse_set
 from vu_core.cost import remember_speed, speed_of, training_work
-from vu_core.stages.plan import plan, refuse_budget
+from vu_core.stages.plan import NOTHING_MEASURES, measures_forgetting, plan, refuse_budget
 from vu_core.stages.read import read
 from vu_core.stages.structure import structure
 
@@ -107,3 +107,58 @@ def test_no_weight_is_read(toys, monkeypatch):
     monkeypatch.setattr(parts.ToyModel, "load", load, raising=False)
     monkeypatch.setattr(parts.ToyData, "build", load, raising=False)
     planned(toys)
+
+
+CLASSIFIER = ("model.name=mute-model", "unlearner.method=either", "data.name=toy-data")
+
+
+@pytest.fixture
+def classifier(toys, monkeypatch):
+    """Let the model that can do nothing classify, and the data name a metric of its kind beside that of another."""
+    monkeypatch.setattr(parts.MuteModel, "can", frozenset({Capability.CLASSIFY}))
+    monkeypatch.setattr(parts.Size, "looks", False, raising=False)
+    return toys
+
+
+def planned_with(toys, needs, *sets):
+    """Plan with the needs of the metric 'size' changed."""
+    entry = next(entry for entry in toys.registry.entries("metric") if entry.name == "size")
+    config = structure(read(None, [parse_set(each) for each in (*CLASSIFIER, "run.seed=1", *sets)]), toys)
+    changed = attrs.evolve(config.metrics[-1], entry=attrs.evolve(entry, needs=needs))
+    return plan(attrs.evolve(config, metrics=(*config.metrics[:-1], changed)), toys)
+
+
+def test_of_the_metrics_that_data_names_those_of_other_models_are_left_out_without_a_word(classifier):
+    drawn = planned_with(classifier, ("classify",))
+    assert [choice.name for choice in drawn.config.metrics] == ["size"]
+    assert drawn.config.measure.metrics == ("size",)
+    assert not any("left out" in note for note in drawn.notes)
+
+
+def test_where_no_other_metric_tells_whether_it_was_forgotten_it_is_said(classifier):
+    drawn = planned_with(classifier, ())
+    assert drawn.config.measure.metrics == ("size",)
+    (note,) = [note for note in drawn.notes if "left out" in note]
+    assert note.startswith("The model 'mute-model' cannot be asked what they need, so 'verdict' is left out;")
+    assert note.endswith(NOTHING_MEASURES)
+    assert not measures_forgetting(drawn.config, drawn.manifest)
+
+
+def test_a_metric_that_was_asked_for_is_not_left_out(classifier):
+    with pytest.raises(PlanError, match="metric 'verdict' needs 'generate'") as caught:
+        planned_with(classifier, ("classify",), 'measure.metrics=["verdict", "size"]')
+    assert caught.value.code == "VU-L002"
+
+
+def test_a_model_that_serves_no_metric_of_the_data_is_refused(classifier):
+    with pytest.raises(PlanError, match=r"metric 'verdict' needs 'generate'.*'size' needs 'denoise'"):
+        planned_with(classifier, ("denoise",))
+
+
+def test_a_metric_that_does_not_look_cannot_show_that_anything_was_forgotten(toys, monkeypatch):
+    drawn = planned(toys, 'measure.metrics=["size"]')
+    assert measures_forgetting(drawn.config, drawn.manifest)  # it may look at unseen examples
+    monkeypatch.setattr(parts.Size, "looks", False, raising=False)
+    assert not measures_forgetting(drawn.config, drawn.manifest)
+    both = planned(toys)
+    assert measures_forgetting(both.config, both.manifest)

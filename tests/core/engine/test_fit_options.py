@@ -158,6 +158,52 @@ def test_a_side_that_the_weighting_ignores_is_looked_at_all_the_same(tmp_path):
     assert calls_per_step(toy_data(), run) == (("forget",), ("retain",))
 
 
+def test_what_the_ignored_side_alone_touches_stays_as_it_is(tmp_path):
+    def losses(model):
+        inner, net = toy_losses(model), model.network["unet"]
+
+        def early(batch):
+            """The forget loss does not reach the last map."""
+            return net.attn["to_q"](torch.tanh(net.conv(batch["x"])).mean(dim=(2, 3))).square().mean()
+
+        return lambda batches: {s: early(b) if s == "forget" else inner({s: b})[s] for s, b in batches.items()}
+
+    weighting = ForgetOnly(ForgetOnlyConfig())
+    told_of, decaying = attrs.evolve(TRAINING, gradient_conflict=True), {"weight_decay": 0.5}
+    settings = {"weighting": weighting, "losses": losses}
+    plain, _ = trained(tmp_path / "plain", training=attrs.evolve(TRAINING, **decaying), **settings)
+    apart, events = trained(tmp_path / "apart", training=attrs.evolve(told_of, **decaying), **settings)
+    assert alike(plain, apart)
+    assert all(c["norm_r"] > 0 for c in told(events, "gradient_conflict"))
+
+
+@attrs.define
+class Fixed:
+    """Has the same coefficients at every step."""
+
+    pair: tuple
+    linear = False
+
+    def coefficients(self, gram, losses, state):
+        state["flags"] = []
+        return self.pair
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 3.0, 7.0, 10.0])
+def test_an_update_that_cancels_out_has_no_direction(factor, tmp_path):
+    def opposed(model):
+        def loss():
+            return model.network["unet"](torch.ones(1, 2, 4, 4))[0, 0]
+
+        return lambda batches: {side: (-factor if side == "retain" else 1.0) * loss() for side in batches}
+
+    training = Training(steps=1, lr=1e-3, batch_size=2)
+    _, events = trained(tmp_path, training=training, losses=opposed, weighting=Fixed((1.0, factor)))
+    [conflict] = told(events, "gradient_conflict")
+    assert conflict["cos_rf"] == pytest.approx(-1.0)
+    assert (conflict["cos_g_r"], conflict["cos_g_f"]) == (None, None)
+
+
 # ---- steps that are left out ----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Two processes that share a batch train what one process trains with the whole of it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from vu_core.training import Training, fit
 from vu_core.weightings import Simple, SimpleConfig
 
 TRAINING = Training(steps=5, lr=0.02, batch_size=2, accumulation=2)
+CASES = [((9, 8), "cycle"), ((5, 8), "cycle"), ((3, 14), "retain_only")]
+"""Numbers of forget and retain examples, and what happens when the forget ones are through."""
 
 
 @attrs.define
@@ -41,11 +44,18 @@ def train(folder, weighting, training, sizes=(9, 8)):
     return {name: tensor.clone() for name, tensor in theta.state().items()}, events
 
 
-def child(folder, sizes):
+def losses_told(events):
+    """Of which sides each step told."""
+    told = [event.values for event in events if event.type == "progress"]
+    return [sorted(key for key in values if key.startswith("loss_")) for values in told]
+
+
+def child(folder, sizes, exhausted):
     """Run in one of two processes of a gloo group."""
     rank = int(os.environ["RANK"])
     for weighting in WEIGHTINGS:
-        state, events = train(folder / weighting, weighting, TRAINING, sizes)
+        state, events = train(folder / weighting, weighting, attrs.evolve(TRAINING, exhausted=exhausted), sizes)
+        (folder / f"{weighting}-{rank}.json").write_text(json.dumps(losses_told(events)))
         save_file(state, folder / f"{weighting}-{rank}.safetensors")
         told = {event.type for event in events}
         if told != (
@@ -56,8 +66,8 @@ def child(folder, sizes):
             raise SystemExit(f"process {rank} told {told}")
 
 
-@pytest.mark.parametrize("sizes", [(9, 8), (5, 8)])
-def test_two_processes_equal_one_with_the_doubled_batch(sizes, tmp_path):
+@pytest.mark.parametrize(("sizes", "exhausted"), CASES)
+def test_two_processes_equal_one_with_the_doubled_batch(sizes, exhausted, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,13 +78,17 @@ def test_two_processes_equal_one_with_the_doubled_batch(sizes, tmp_path):
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, __file__, str(tmp_path), *map(str, sizes)]
+    command = [sys.executable, __file__, str(tmp_path), *map(str, sizes), exhausted]
     children = [
         subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
     ]
     assert [process.wait(timeout=600) for process in children] == [0, 0]
     for weighting in WEIGHTINGS:
-        one, _ = train(tmp_path / "one" / weighting, weighting, attrs.evolve(TRAINING, batch_size=4), sizes)
+        training = attrs.evolve(TRAINING, batch_size=4, exhausted=exhausted)
+        one, events = train(tmp_path / "one" / weighting, weighting, training, sizes)
+        told = losses_told(events)
+        assert json.loads((tmp_path / f"{weighting}-0.json").read_text()) == told
+        assert told[1:] == [["loss_retain"] if exhausted == "retain_only" else ["loss_forget", "loss_retain"]] * 4
         two = [load_file(tmp_path / f"{weighting}-{rank}.safetensors") for rank in range(2)]
         assert all(torch.equal(two[0][name], two[1][name]) for name in one)
         for name in one:
@@ -83,5 +97,5 @@ def test_two_processes_equal_one_with_the_doubled_batch(sizes, tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    child(Path(sys.argv[1]), tuple(map(int, sys.argv[2:])))
+    child(Path(sys.argv[1]), tuple(map(int, sys.argv[2:4])), sys.argv[4])
     torch.distributed.destroy_process_group()  # a group that is alive at exit now and then aborts the process

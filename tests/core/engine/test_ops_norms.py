@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from vu_core.ops import clip_to_norm, global_norm, gram
+from vu_core.ops import clip_to_norm, global_norm, gram, norms
+from vu_core.training.gradients import combine
 
 
 def test_global_norm_is_the_norm_of_everything_in_one_row():
@@ -46,3 +47,34 @@ def test_gram_in_the_order_retain_forget_and_none_as_zeros():
 def test_gram_of_half_precision_does_not_overflow():
     half = torch.full((64,), 200.0, dtype=torch.float16)
     assert gram([half], [half])[0, 0].item() == 64 * 200.0**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gram_adds_up_pieces_of_every_shape_in_float64(dtype):
+    g = torch.Generator().manual_seed(0)
+    shapes = [(norms.CPU_PIECE + 3,), (2, norms.CPU_PIECE), (0,), (5, 7), ()]
+    retain = [torch.randn(shape, generator=g).to(dtype) for shape in shapes]
+    forget = [torch.randn(shape, generator=g).to(dtype) for shape in shapes]
+    retain[3], forget[3] = retain[3].T, forget[3].T  # not contiguous
+    r, f = (torch.cat([t.double().flatten() for t in side]) for side in (retain, forget))
+    both = torch.stack([r, f])
+    torch.testing.assert_close(gram(retain, forget), both @ both.T, rtol=1e-12, atol=1e-9)
+
+
+def test_gram_keeps_what_float32_would_lose():
+    tiny, huge = torch.full((3,), 1e-30), torch.full((3,), 1e30)
+    matrix = gram([tiny], [huge])
+    assert matrix[0, 0].item() == pytest.approx(3e-60)
+    assert matrix[1, 1].item() == pytest.approx(3e60)
+    assert matrix[0, 1].item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_gradients_are_combined_in_the_buffers_that_hold_them(plain):
+    retain = [torch.tensor([1.0, 2.0]), None, torch.tensor([3.0]), None]
+    forget = [torch.tensor([10.0, 20.0]), torch.tensor([30.0]), None, None]
+    a_retain, a_forget = (0.5, -2.0) if plain else (torch.tensor(0.5).double(), torch.tensor(-2.0).double())
+    combined = combine(retain, forget, a_retain, a_forget)
+    assert [None if g is None else g.tolist() for g in combined] == [[-19.5, -39.0], [-60.0], [1.5], None]
+    assert combined[0] is retain[0]
+    assert combined[1] is forget[1]

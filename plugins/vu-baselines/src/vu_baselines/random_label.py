@@ -91,7 +91,7 @@ class RandomLabel:
         A label never equals the truth and stays for a pass (released code: it may, ``relabel = "parity"``). Every step
         sees both sides (there: all forget images of an epoch first, or both shuffled together). Loaders are shuffled
         and gone through (there: the first batch at each step). Under a Nash weighting ``forget_scale`` does nothing
-        but where the weighting falls back.
+        but where the weighting falls back, and a run that sets it is warned.
     """
 
     Config: ClassVar[type[RandomLabelConfig]] = RandomLabelConfig
@@ -136,6 +136,7 @@ def relearn(
         retain_penalty: a scalar of what is trained, added to the retain loss.
     """
     make, targets = _objective(model, run, config)
+    _warn_of_scale(run, config)
     theta = run.parameterise(model, targets=targets)
     try:
         losses = make(theta)
@@ -173,6 +174,16 @@ def _objective(
             where="model",
         )
     return lambda theta: OtherLabel(classifier, config.forget_scale, config.relabel), None
+
+
+def _warn_of_scale(run: Run, config: RandomLabelConfig) -> None:
+    if config.forget_scale != 1 and getattr(run.weighting, "scale_free", False):
+        run.emit(
+            "warning",
+            text=f"forget_scale = {config.forget_scale:g} does not shift the balance: this weighting looks at the "
+            "direction of each gradient, not at its length. Use the weighting nash-asymmetric to give one side more "
+            "power.",
+        )
 
 
 def _refuse(config: RandomLabelConfig, fields: Collection[str], kind: str) -> None:

@@ -68,7 +68,7 @@ def make(ref: str) -> Any:
         factory = _attribute(module, name, place)
         try:
             return factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(f"{ref!r} failed when it was called", error) from error
 
 
@@ -133,7 +133,7 @@ def _imported(place: str, file: Path | None) -> ModuleType:
         module = importlib.import_module(".".join(words if words[-1] != "__init__" else words[:-1]))
     except ModuleNotFoundError as error:
         raise _not_found(f"{place!r} cannot be imported: {error}.", "Install what is missing, or check it.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses arguments and ends is no module with a factory
         raise _failed(f"{place!r} failed while it was imported", error) from error
     if module.__file__ is None or not Path(module.__file__).samefile(file):
         problem = f"{place!r} is hidden by another module of the name {module.__name__!r}: {module.__file__}."
@@ -175,7 +175,7 @@ def _not_found(problem: str, remedy: str) -> ModelError:
     return ModelError("VU-M092", problem, remedy, where="model.ref")
 
 
-def _failed(what: str, error: Exception) -> ModelError:
+def _failed(what: str, error: Exception | SystemExit) -> ModelError:
     lines = str(error).splitlines()
     problem = f"{what}: {type(error).__name__}{f': {lines[0]}' if lines else ''}."
     remedy = "Correct it; it is called without arguments and returns the network."

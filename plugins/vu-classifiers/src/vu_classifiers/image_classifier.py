@@ -54,7 +54,7 @@ class ImageClassifier:
         module: maps ``(B, channels, H, W)`` to logits ``(B, K)``.
         facts: what `inspect` told.
         classes: names of the K classes in the order of the logits.
-        axis: which label of an example names its class; empty = the only one whose values are all classes.
+        axis: which label of an example names its class; empty = the one whose values are all classes.
         head: name of the module whose input is the features; empty = the last `torch.nn.Linear`.
         normalisation: what the module wants to see.
 
@@ -204,11 +204,11 @@ class ImageClassifier:
         if len(labels) == 1:
             return next(iter(labels))
         fitting = [axis for axis, values in labels.items() if set(values) <= set(self.classes)]
-        if len(fitting) == 1:
+        if len({tuple(labels[axis]) for axis in fitting}) == 1:  # one, or several that say the same of every row
             return fitting[0]
         if not labels:
             raise _no_axis("The examples have no labels, so nothing says of which class they are.", "Use other data.")
-        which = "the values of more than one are classes" if fitting else "of none all values are classes"
+        which = "more than one has values that are classes" if fitting else "of none all values are classes"
         raise _no_axis(
             f"It is not clear which label of the examples is the class: {which}.", f"Set model.axis to one of: {known}."
         )

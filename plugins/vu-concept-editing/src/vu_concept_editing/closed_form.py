@@ -8,20 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from vu_concept_editing.scales import Scales
 from vu_core import LowRank, Replace, UnlearnError
-
-
-@attrs.frozen
-class Scales:
-    """How much each term of the objective counts; see `erasing_rows`.
-
-    Args:
-        erase: e, above 0; preserve: q, at least 0; regularization: lambda, above 0.
-    """
-
-    erase: float
-    preserve: float
-    regularization: float
 
 
 @attrs.frozen(eq=False)

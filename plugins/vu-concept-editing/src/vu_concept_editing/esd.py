@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import attrs
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vu_concept_editing.esd_latents import LATENTS, TIMESTEPS, Partway, PartwayConfig, SampledDenoiser, bank
+from vu_concept_editing.esd_latents import LATENTS, TARGETS, TIMESTEPS, Partway, PartwayConfig, SampledDenoiser, bank
 from vu_concept_editing.esd_prompts import check_prompts, tables
 from vu_core import Batch, Edit, ForgetRetain, Model, Run, Source, Theta, setting
 from vu_core.adapters import check_subset, subset
@@ -40,6 +40,11 @@ class EsdConfig(PartwayConfig):
     )
     from_prompts: tuple[str, ...] = setting(
         (), help="with erase_from = prompts: one for all erased prompts, or one each", check=check_prompts
+    )
+    common_prompts: int = setting(
+        8,
+        help="with erase_from = common: how many erased prompts are averaged per latent, all if there are fewer",
+        ge=1,
     )
     negative_guidance: float = setting(
         1.0, help="eta, how far the target lies beyond its start, away from the erased prompt", ge=0
@@ -81,9 +86,9 @@ class Esd:
     ``concept``    ``e*(x_t, c)``  ``c``        the newer release, ``eta = 2``: the same target
     ``overwrite``  ``e*(x_t, s)``  overwrite    erases one thing from another: c = "blood", s = "a horror scene"
     ``prompts``    ``e*(x_t, s)``  from_prompt  the same, named in ``from_prompts``
-    ``common``     ``e*(x_t, s)``  each prompt  c = a prompt drawn among all erased ones at each step: on average the
-                                                target lies away from what they have in common, and what only s says
-                                                stays
+    ``common``     ``e*(x_t, s)``  each prompt  ``e*(x_t, c)`` is a mean over erased prompts, ``common_prompts`` of
+                                                them drawn per latent: the target lies away from what they have in
+                                                common, and what only s says stays
     =============  ==============  ===========  ====================================================================
 
     Both losses are descended; the minus lies in the target. ``x_t`` are latents on the way from noise to an image of
@@ -147,7 +152,7 @@ class Esd:
             losses = NegativeGuidance(cast(SampledDenoiser, model), theta, self.config)
             settled = run
             if self.config.bank and not is_finished(run, "main"):
-                asked, settled = bank(losses.partway, asked, self.config.bank, run)
+                asked, settled = bank(losses.partway, losses.steered, asked, self.config.bank, run)
             # Regularizers may look at images, which the method itself does not.
             seen = data.map(lambda table: model.prepare(table, run)) if run.regularizers else data
             fit(theta, losses, asked, settled, name="main", regularizer_data=seen)
@@ -164,13 +169,16 @@ class Question:
 
     Args:
         noisy: latents x_t, ``(B, C, h, w)``; timesteps: ``(B,)``.
-        captions: what the student reads, s or c_r; erased: c (for retain the same as captions).
+        captions: what the student reads, s or c_r.
+        erased: per row the prompts c; their predictions are averaged. Empty for retain, and where the target is known.
+        target: of the rows, ``(B, C, h, w)``, if a bank already holds it.
     """
 
     noisy: Tensor
     timesteps: Tensor
     captions: tuple[str, ...]
-    erased: tuple[str, ...]
+    erased: tuple[tuple[str, ...], ...] = ()
+    target: Tensor | None = None
 
 
 @attrs.frozen(eq=False)
@@ -198,34 +206,51 @@ class NegativeGuidance:
         return {side: F.mse_loss(student[side].float(), targets[side].float()) for side in questions}
 
     def ask(self, batch: Batch) -> Question:
-        """Take the latents of the rows from the bank, or go a part of the way with each."""
+        """Take latents and targets of the rows from the bank, or go a part of the way with each."""
         noisy, t = (batch[LATENTS], batch[TIMESTEPS]) if LATENTS in batch else self.partway.of(batch)
-        erased = batch.captions
-        if self.config.erase_from == "common" and batch.side == "forget":
-            rows = batch.integers("erased", 0, len(batch.examples)).tolist()
-            erased = tuple(batch.examples.captions[row] for row in rows)
-        return Question(noisy, t, batch.overwrites, erased)
+        if TARGETS in batch:
+            return Question(noisy, t, batch.overwrites, target=batch[TARGETS])
+        return Question(noisy, t, batch.overwrites, self._erased(batch) if batch.side == "forget" else ())
+
+    def _erased(self, batch: Batch) -> tuple[tuple[str, ...], ...]:
+        if self.config.erase_from != "common":
+            return tuple((caption,) for caption in batch.captions)
+        prompts = tuple(dict.fromkeys(batch.examples.captions))
+        if len(prompts) <= self.config.common_prompts:
+            return (prompts,) * len(batch)
+        drawn = (torch.randperm(len(prompts), generator=g).tolist() for g in batch.generators("erased"))
+        return tuple(tuple(prompts[row] for row in rows[: self.config.common_prompts]) for rows in drawn)
 
     @torch.no_grad()
     def targets(self, questions: Mapping[str, Question]) -> dict[str, Tensor]:
         """Return what the student should answer per side, ``(B, C, h, w)``, without gradient."""
+        known = {side: q.target for side, q in questions.items() if q.target is not None}
+        if len(known) == len(questions):
+            return known
         with self.theta.base():
             # In the layout of the student's own pass: other batch sizes round differently, and the retain loss of an
             # untouched student would not be zero.
             answers = self._answer(questions)
-            if "forget" in questions:
+            if "forget" in questions and not known:
                 answers["forget"] = self._away(questions["forget"], answers["forget"])
-        return answers
+        return answers | known
+
+    def steered(self, batch: Batch) -> Tensor:
+        """Return the targets of forget rows, ``(B, C, h, w)``, for the bank."""
+        return self.targets({"forget": self.ask(batch)})["forget"]
 
     def _away(self, asked: Question, own: Tensor) -> Tensor:
         """Return the target of the forget rows from ``own = e*(x_t, s)``."""
-        known = asked.erased == asked.captions
-        words = self.model.embed([*(() if known else asked.erased), *[""] * len(asked.captions)])  # (B or 2B, L, D)
-        times = 1 if known else 2
-        z_t, t = asked.noisy.repeat(times, 1, 1, 1), asked.timesteps.repeat(times)
-        *rest, empty = self.model.predict(z_t, t, words).chunk(times)  # (B, C, h, w) each
+        concept = own
+        if asked.erased != tuple((caption,) for caption in asked.captions):
+            columns = [self._ask(asked, captions) for captions in zip(*asked.erased, strict=True)]
+            concept = torch.stack(columns).mean(dim=0)  # (B, C, h, w)
+        empty = self._ask(asked, [""] * len(asked.captions))
         start = empty if self.config.erase_from == "none" else own
-        return away_from(start, own if known else rest[0], empty, self.config.negative_guidance)
+        return away_from(start, concept, empty, self.config.negative_guidance)
+
+    def _ask(self, asked: Question, captions: Sequence[str]) -> Tensor:
+        return self.model.predict(asked.noisy, asked.timesteps, self.model.embed(captions))
 
     def _answer(self, questions: Mapping[str, Question]) -> dict[str, Tensor]:
         """Predict all sides as one batch and cut the result into sides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -18,7 +19,10 @@ LATENTS = "vu-concept-editing/esd/latents"
 TIMESTEPS = "vu-concept-editing/esd/timesteps"
 """Column of their timesteps."""
 
-_AT_ONCE = 64  # rows of the bank between two reports of progress
+TARGETS = "vu-concept-editing/esd/targets"
+"""Column of what the student should answer there; forget side only."""
+
+_AT_ONCE = 64  # latents of the bank: enough that rows which end early leave full passes to the others
 
 
 @attrs.frozen
@@ -48,6 +52,8 @@ class PartwayConfig:
     def __attrs_post_init__(self) -> None:
         if self.bank and self.sampled_by != "base":
             raise ValueError("a bank holds latents that never go stale: it needs sampled_by = 'base'")
+        if self.bank and self.training.exhausted != "cycle":
+            raise ValueError("a bank is as long for both sides, so each starts over: it needs exhausted = 'cycle'")
         batch = self.training.batch_size * self.training.accumulation
         if 0 < self.bank < batch:
             raise ValueError(f"bank must be 0, or hold a whole batch of {batch}, but is {self.bank}")
@@ -102,14 +108,17 @@ class Partway:
         return timesteps[k], max(above, timesteps[k] + 1)
 
 
-def bank(partway: Partway, data: ForgetRetain, rows: int, run: Run) -> tuple[ForgetRetain, Run]:
-    """Replace the tables of the sides in use by ``rows`` rows that have been denoised already.
+def bank(
+    partway: Partway, steered: Callable[[Batch], Tensor], data: ForgetRetain, rows: int, run: Run
+) -> tuple[ForgetRetain, Run]:
+    """Replace the tables of the sides in use by ``rows`` rows that have been denoised, the forget ones with targets.
 
-    Prompts are used in turn. What was denoised by the base never goes stale; only the variety of latents is limited.
-    The number of steps stays what the original tables would give.
+    Prompts are used in turn. What the untouched model makes and answers never goes stale; only the variety of latents
+    is limited. The number of steps stays what the original tables would give.
 
     Args:
         partway: how latents are made.
+        steered: returns the targets of forget rows, ``(B, C, h, w)``.
         data: the prompts.
         rows: per side, at least 1.
         run: as handed to the method.
@@ -117,33 +126,46 @@ def bank(partway: Partway, data: ForgetRetain, rows: int, run: Run) -> tuple[For
     Returns:
         The data with the tables replaced, and the run with the number of steps spelled out.
     """
-    if run.training is None:
+    training = run.training
+    if training is None:
         raise RuntimeError("a bank needs run.training")
     steps = total_steps(data, run)
     sides = [side for call in calls_per_step(data, run) for side in call]
-    banks = {side: _filled(partway, getattr(data, side), rows, run) for side in sides}
-    return attrs.evolve(data, **banks), attrs.evolve(run, training=attrs.evolve(run.training, steps=steps, epochs=None))
+    banks = {side: _filled(getattr(data, side), rows, partway, run) for side in sides}
+    if "forget" in banks:
+        targets = _in_portions(banks["forget"], training.batch_size, steered, run, "targets")
+        banks["forget"] = banks["forget"].with_tensors(**{TARGETS: targets})
+    return attrs.evolve(data, **banks), attrs.evolve(run, training=attrs.evolve(training, steps=steps, epochs=None))
 
 
-def _filled(partway: Partway, prompts: Examples, rows: int, run: Run) -> Examples:
-    device = torch.device(run.device)
+def _filled(prompts: Examples, rows: int, partway: Partway, run: Run) -> Examples:
+    """Return the prompts in turn with their latents and timesteps."""
     chosen = [place % len(prompts) for place in range(rows)]
-    latents, timesteps = [], []
-    for first in range(0, rows, _AT_ONCE):
-        places = range(first, min(first + _AT_ONCE, rows))
-        batch = Batch(prompts, tuple(chosen[place] for place in places), 0, tuple(places), run, device)
-        half = run.precision != "fp32"
-        # As in training, so that a latent is what it would be without a bank.
-        with torch.autocast(device.type, torch_dtype(run.precision), enabled=half, cache_enabled=False):
-            x, t = partway.of(batch)
-        latents.append(x.cpu())
-        timesteps.append(t.cpu())
-        if process_group(device).first:
-            run.progress(f"latents of the {prompts.side} prompts", places.stop, rows)
     overwrites = prompts.overwrites
-    return Examples(
+    table = Examples(
         side=prompts.side,
         captions=tuple(prompts.captions[row] for row in chosen),
         overwrites=None if overwrites is None else tuple(overwrites[row] for row in chosen),
-        tensors={LATENTS: torch.cat(latents), TIMESTEPS: torch.cat(timesteps)},
     )
+    timesteps: list[Tensor] = []
+
+    def latents(batch: Batch) -> Tensor:
+        x, t = partway.of(batch)
+        timesteps.append(t.cpu())
+        return x
+
+    x = _in_portions(table, _AT_ONCE, latents, run, f"latents of the {prompts.side} prompts")
+    return table.with_tensors(**{LATENTS: x, TIMESTEPS: torch.cat(timesteps)})
+
+
+def _in_portions(table: Examples, size: int, make: Callable[[Batch], Tensor], run: Run, what: str) -> Tensor:
+    """Return what is made of all rows, on the CPU; computed as in training."""
+    device, half, made = torch.device(run.device), run.precision != "fp32", []
+    for first in range(0, len(table), size):
+        rows = tuple(range(first, min(first + size, len(table))))
+        batch = Batch(table, rows, 0, rows, run, device)
+        with torch.autocast(device.type, torch_dtype(run.precision), enabled=half, cache_enabled=False):
+            made.append(make(batch).cpu())
+        if process_group(device).first:
+            run.progress(what, rows[-1] + 1, len(table))
+    return torch.cat(made)

@@ -21,3 +21,13 @@ def vu_register_unlearners(register: Register) -> None:
         needs=("denoise", "trajectory"),
         axes=("parameters", "weighting", "regularizer"),
     )
+
+
+@hookimpl
+def vu_register_commands(register: Register) -> None:
+    """Name the commands."""
+    register(
+        "tune-uce",
+        "vu_concept_editing.tune_uce:tune_uce",
+        summary="Search for the three scales of UCE on validation prompts.",
+    )

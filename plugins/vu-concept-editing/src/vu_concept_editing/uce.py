@@ -8,9 +8,10 @@ from typing import Any, ClassVar, cast
 import attrs
 from torch import Tensor, nn
 
-from vu_concept_editing.closed_form import Columns, Residual, Scales, as_part, change_of, erasing_rows
+from vu_concept_editing.closed_form import Columns, Residual, as_part, change_of, erasing_rows
 from vu_concept_editing.columns import preserved_texts, read_columns
 from vu_concept_editing.prompts import TEMPLATES, TOKENS
+from vu_concept_editing.scales import Scales
 from vu_core import Denoiser, Edit, ForgetRetain, Model, PlanError, Run, Source, did_you_mean, setting
 
 

@@ -125,7 +125,7 @@ def sampling_timesteps(model: StableDiffusion, steps: int) -> tuple[int, ...]:
     """
     scheduler = copy.deepcopy(model.scheduler)
     scheduler.set_timesteps(steps)
-    timesteps = [float(t) for t in scheduler.timesteps]
+    timesteps = scheduler.timesteps.tolist()
     return tuple(round(timesteps[stop]) for stop in _stops(timesteps, steps)[:-1])
 
 
@@ -171,7 +171,7 @@ class _Rows:
         scheduler = copy.deepcopy(self.model.scheduler)
         scheduler.set_timesteps(self.steps, device=self.model.device)
         timesteps = scheduler.timesteps
-        stops = _stops([float(t) for t in timesteps], self.steps)
+        stops = _stops(timesteps.tolist(), self.steps)
         # Schedulers remember earlier passes, all rows in one tensor: rows that end together share one.
         groups = [
             _Group(copy.deepcopy(scheduler), [row for row, each in enumerate(done) if each == end], stops[end])

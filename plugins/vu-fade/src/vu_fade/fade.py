@@ -50,6 +50,13 @@ class FadeConfig(NoisingConfig):
         choices=("cycle", "with_replacement"),
     )
 
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.teacher_bank and self.training.exhausted != "cycle":
+            raise ValueError(
+                "a teacher bank is as long for both sides, so each starts over: it needs exhausted = 'cycle'"
+            )
+
 
 class Fade:
     """Make a diffusion model answer a forgotten prompt as it answers another one.

@@ -76,14 +76,19 @@ class Classification:
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config
+        # Images are read once for the fingerprint and once for the model, however often a run asks.
+        self._asked: tuple[Evaluation, str] | None = None
+        self._prepared: tuple[Evaluation, Model, tuple[Examples, ...]] | None = None
 
     def fingerprint(self, evaluation: Evaluation) -> str:
         """Return a hash of the version and of the images and labels of both sides."""
-        parts: list[str | bytes] = [self.version]
-        for table in both_sides(evaluation):
-            parts += [table.side, json.dumps(dict(table.labels), sort_keys=True)]
-            parts += [content(table, row) for row in range(len(table))]
-        return digest("classification", *parts)
+        if self._asked is None or self._asked[0] is not evaluation:
+            parts: list[str | bytes] = [self.version]
+            for table in both_sides(evaluation):
+                parts += [table.side, json.dumps(dict(table.labels), sort_keys=True)]
+                parts += [content(table, row) for row in range(len(table))]
+            self._asked = (evaluation, digest("classification", *parts))
+        return self._asked[1]
 
     def observe(self, model: Model, evaluation: Evaluation, run: Run) -> Observations:
         """Return per side whether each image is classified right, ``{"forget": [0 or 1], "retain": [0 or 1]}``.
@@ -99,11 +104,8 @@ class Classification:
                 where="measure.metrics",
             )
         fixed = attrs.evolve(run, seed=0)  # draws do not depend on the run, so that runs can be compared
-        observed: dict[str, list[int]] = {}
-        for table in both_sides(evaluation):
-            prepared = cast("Model", model).prepare(table, fixed)
-            observed[table.side] = [int(right) for right in self._classify(model, prepared, fixed, run)]
-        return observed
+        tables = self._tables(cast("Model", model), evaluation, fixed)
+        return {table.side: [int(right) for right in self._classify(model, table, fixed, run)] for table in tables}
 
     def scores(self, before: Observations, after: Observations, evaluation: Evaluation) -> tuple[Score, ...]:
         """Return ``ua``, ``forget_accuracy``, ``ta``, and ``ua[...]`` for each of several concepts.
@@ -143,6 +145,14 @@ class Classification:
             elif score.name == "ta" and -change > self.config.max_fall:
                 found.append(("retain_collapsed", f"TA fell by {-100 * change:.0f} points."))
         return found
+
+    def _tables(self, model: Model, evaluation: Evaluation, draws: Run) -> tuple[Examples, ...]:
+        """Return both sides, prepared by the model."""
+        known = self._prepared
+        if known is None or known[0] is not evaluation or known[1] is not model:
+            tables = tuple(model.prepare(table, draws) for table in both_sides(evaluation))
+            self._prepared = known = (evaluation, model, tables)
+        return known[2]
 
     def _classify(self, model: Classifier, examples: Examples, draws: Run, run: Run) -> Iterator[bool]:
         """Yield for each image whether its largest logit is that of its class. Raises: MeasureError (``VU-S096``)."""

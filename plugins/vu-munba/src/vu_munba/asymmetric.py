@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class NashAsymmetricConfig(BargainConfig):
     """Settings of `NashAsymmetric`."""
 
-    retain_power: float = setting(1.0, help="bargaining power w_r of the retain side", gt=0)
-    forget_power: float = setting(1.0, help="bargaining power w_f of the forget side", gt=0)
+    retain_power: float = setting(1.0, help="bargaining power w_r of the retain side", ge=1e-6, le=1e6)
+    forget_power: float = setting(1.0, help="bargaining power w_f of the forget side", ge=1e-6, le=1e6)
 
 
 class NashAsymmetric:
@@ -49,8 +49,8 @@ class NashAsymmetric:
         '1.183503 0.632993'
 
     Source:
-        Asymmetric bargaining: Kalai 1977, Nonsymmetric Nash solutions, https://doi.org/10.1007/BF01766876; of two
-        gradients: ours.
+        Asymmetric bargaining: Kalai 1977, https://doi.org/10.1007/BF01774658; between gradients: Shamsian et al. 2023,
+        arXiv 2301.13501. The closed form for two is ours.
 
     Deviates:
         Below ``c_min`` the solution is shortened by ``sqrt((1 + c) / (1 + c_min))``, which is 1 at ``c_min`` and 0
@@ -61,10 +61,11 @@ class NashAsymmetric:
     Config: ClassVar[type[NashAsymmetricConfig]] = NashAsymmetricConfig
     source: ClassVar[Source] = Source(
         "Nonsymmetric Nash solutions and replications of 2-person bargaining, Kalai 1977",
-        "https://doi.org/10.1007/BF01766876",
+        "https://doi.org/10.1007/BF01774658",
         "own",
     )
     linear: ClassVar[bool] = False
+    scale_free: ClassVar[bool] = True
 
     def __init__(self, config: NashAsymmetricConfig) -> None:
         self.config = config
@@ -92,8 +93,8 @@ def lengths(c: float, w_r: float, w_f: float) -> tuple[float, float]:
 
     Args:
         c: cosine of both gradients, in [-1, 1].
-        w_r: power of the retain side, > 0.
-        w_f: power of the forget side, > 0.
+        w_r: power of the retain side, 1e-6 .. 1e6.
+        w_f: power of the forget side, the same.
 
     Example:
         >>> lengths(-1.0, 1.0, 1.0)
@@ -103,4 +104,6 @@ def lengths(c: float, w_r: float, w_f: float) -> tuple[float, float]:
     D = math.sqrt(B * B + 4 * (1 - c * c) * w_r * w_f)
     # q = (1 + c) p: for c < 0 the factor 1 + c of 1 - c^2 cancels.
     q = (1 + c) * 2 * w_r * w_f / (B + D) if c >= 0 else (D - B) / (2 * (1 - c))
-    return math.sqrt((1 + c) * w_r - c * q), math.sqrt((1 + c) * w_f - c * q)
+    strong = math.sqrt((1 + c) * max(w_r, w_f) - c * q)
+    weak = q / strong  # x y = p; for c > 0 the difference w - c p has no digit left where powers are far apart
+    return (strong, weak) if w_r >= w_f else (weak, strong)

@@ -58,10 +58,11 @@ class MunbaV1Compat:
         "parity",
     )
     caution: ClassVar[str] = (
-        "known incorrect, reproduces historical behaviour: it ascends the forget loss wherever both gradients agree; use "
-        "'munba' for anything but a comparison."
+        "known incorrect, reproduces historical behaviour: it ascends the forget loss wherever both gradients agree. "
+        "Use 'munba' for anything but a comparison."
     )
     linear: ClassVar[bool] = False
+    scale_free: ClassVar[bool] = True
 
     def __init__(self, config: MunbaV1CompatConfig) -> None:
         self.config = config
@@ -135,7 +136,8 @@ class MunbaOfficialCompat:
         "parity",
     )
     caution: ClassVar[str] = (
-        "known incorrect for small gradients, reproduces historical behaviour; use 'munba' for anything but a comparison."
+        "known incorrect for small gradients, reproduces historical behaviour. "
+        "Use 'munba' for anything but a comparison."
     )
     linear: ClassVar[bool] = False
 

@@ -56,6 +56,7 @@ class Munba:
         "paper+fixes",
     )
     linear: ClassVar[bool] = False
+    scale_free: ClassVar[bool] = True
 
     def __init__(self, config: BargainConfig) -> None:
         self.config = config

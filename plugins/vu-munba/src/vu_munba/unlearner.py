@@ -80,27 +80,9 @@ class MunbaUnlearner:
             PlanError: ``VU-L092`` when nothing belongs to the subset; ``VU-L095`` when there is no other label.
             UnlearnError: when a loss or a gradient is not finite.
         """
-        self._warn_of_scale(run)
         return relearn(model, data, run, self.config, retain_penalty=self._penalty if self.config.l1 else None)
 
     def _penalty(self, theta: Theta) -> Tensor:
         """Return ``lambda * ||theta||_1`` of what is trained."""
         norms = [p.abs().sum(dtype=torch.float32) for p in theta.parameters()]
         return self.config.l1 * torch.stack(norms).sum()
-
-    def _warn_of_scale(self, run: Run) -> None:
-        if self.config.forget_scale != 1 and is_nash(run):
-            run.emit(
-                "warning",
-                text=f"forget_scale = {self.config.forget_scale:g} does not shift the balance: a Nash weighting looks "
-                "at the direction of each gradient, not at its length. Use the weighting nash-asymmetric to give one "
-                "side more power.",
-            )
-
-
-def is_nash(run: Run) -> bool:
-    """Tell whether the run bargains, so that the scale of a loss does not matter."""
-    from vu_munba.asymmetric import NashAsymmetric
-    from vu_munba.munba import Munba
-
-    return isinstance(run.weighting, Munba | NashAsymmetric)
