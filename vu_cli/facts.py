@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any
 
 from vu_cli import numbers
 from vu_core import Plan, RunRecord
 from vu_core.config import Choice, RunConfig, plain
+from vu_core.config.run_config import wrapped
 from vu_core.units import bytes_text
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ def choices(config: RunConfig) -> Rows:
             f": {length}, batch {training.batch_size} + {training.batch_size}, lr {training.lr:g} {training.schedule}"
         )
     rows = [("method", method)]
+    for settings, named_by in wrapped(config.unlearner.config):
+        inside, told = (getattr(config.unlearner.config, field) for field in (named_by, settings))
+        rows.append(("inside", _told(inside, told)))
     axes = {"parameters": config.parameters, "weighting": config.weighting, "attribution": config.attribution}
     rows += [(word, _with_settings(choice)) for word, choice in axes.items() if choice is not None]
     rows += [("regularizer", _with_settings(choice)) for choice in config.regularizers]
@@ -82,8 +87,13 @@ def _who(choice: Choice) -> str:
 
 
 def _with_settings(choice: Choice) -> str:
-    settings = ", ".join(f"{name} {_brief(value)}" for name, value in plain(choice.config).items() if value is not None)
-    return f"{choice.name}: {settings}" if settings else choice.name
+    return _told(choice.name, plain(choice.config))
+
+
+def _told(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a name and its settings, without those that are empty."""
+    told = [f"{key} {_brief(value)}" for key, value in settings.items() if value not in (None, [], "")]
+    return f"{name}: {', '.join(told)}" if told else name
 
 
 def _brief(value: Any) -> str:

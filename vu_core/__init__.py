@@ -4,6 +4,7 @@ The names below are all that a plugin needs besides `vu_core.ops`, `vu_core.adap
 `vu_core.testing`, and for a command `vu_core.workbench` and `vu_core.exporting`. Importing them imports no torch.
 """
 
+from vu_core.atomic import write_text
 from vu_core.cache import cache_root
 from vu_core.contracts import (
     Attribution,
@@ -142,4 +143,5 @@ __all__ = [
     "stored_tensors",
     "together",
     "torch_dtype",
+    "write_text",
 ]

@@ -63,7 +63,7 @@ def vu_check_plan(plan: Plan) -> None:
     if config.attribution is None:
         raise PlanError(
             "VU-L033",
-            "The regularizer 'hard-mask' needs scores per weight, but no attribution is chosen and none is the default.",
+            "The regularizer 'hard-mask' needs scores per weight, but no attribution is chosen and none is a default.",
             "Set unlearner.attribution.name (`vu list-plugins` shows what is installed), or leave the regularizer out.",
             where="regularizer.hard-mask",
         )

@@ -171,10 +171,10 @@ def _checked_changes(scale: float, densify: float | None, refit_rank: int | None
 def _check_needs(entry: Entry, bench: Workbench) -> None:
     missing = entry.lacks(bench.model.facts.capabilities)
     if missing:
+        needed = ", ".join(missing).replace("|", "' or '")
         raise PlanError(
             "VU-L002",
-            f"The exporter '{entry.name}' needs '{', '.join(missing).replace('|', "' or '")}', which the model '{bench.model.facts.name}' "
-            "lacks.",
+            f"The exporter '{entry.name}' needs '{needed}', which the model '{bench.model.facts.name}' lacks.",
             "Choose another format; `vu list-plugins --kind exporter` lists them.",
             where=f"exporter {entry.name!r}",
         )

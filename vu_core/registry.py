@@ -63,7 +63,8 @@ class Entry:
         """Return those of its needs that nothing in ``can`` serves; of ``a|b`` one is enough.
 
         Example:
-            >>> Entry("unlearner", "toy", "toy:Toy", "", "toys", "1.0", needs=("denoise|classify", "judge")).lacks(["classify"])
+            >>> toy = Entry("metric", "toy", "toy:Toy", "Counts.", "toys", "1.0", needs=("denoise|classify", "judge"))
+            >>> toy.lacks(["classify"])
             ['judge']
         """
         return [need for need in self.needs if not any(each in can for each in need.split("|"))]

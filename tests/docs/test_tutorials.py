@@ -82,7 +82,7 @@ def test_every_command_of_the_page_works(
 
 
 def conflicts_are_reported(runs: Path) -> None:
-    """A bargain halves the angle, a step without one is the retain side's; the fixed sum says so where it is asked to."""
+    """A bargain halves the angle, a step without one is the retain side's; the fixed sum tells on request."""
 
     def steps(run: str) -> list[dict[str, Any]]:
         lines = (runs / run / "events.jsonl").read_text(encoding="utf-8").splitlines()

@@ -20,7 +20,6 @@ from vu_core.run import Run
 from vu_core.setting import setting
 from vu_core.source import Source
 
-
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """Maps of the attention of a denoiser."""
 

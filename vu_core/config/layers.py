@@ -110,7 +110,7 @@ def lay(config: type[Any], layers: Sequence[Layer], path: str, report: Report) -
     settings: Settings = {}
     for name, field in fields.items():
         key = dotted((*_parts(path), name))
-        saying = [layer for layer in layers if name in layer.values]
+        saying = [layer for layer in _of_one_name(field, layers) if name in layer.values]
         inner = nested(field.type)
         if inner is not None and any(layer.values[name] is not None for layer in saying):
             tables = [default_layer(attrs.resolve_types(inner), "default"), *_tables(name, saying, key, report)]
@@ -188,6 +188,22 @@ def _highest(key: str, field: attrs.Attribute[Any], layers: Sequence[Layer]) -> 
     if field.metadata.get("settings_of") and all(isinstance(layer.values[field.name], Mapping) for layer in layers):
         value = {name: each for layer in layers for name, each in layer.values[field.name].items()}
     return Setting(key, field, field.type, value, top.place(key), top.rank(key))
+
+
+def _of_one_name(field: attrs.Attribute[Any], layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Return the layers, those with settings of another method than the one that is chosen without these."""
+    named_by = field.metadata.get("settings_of")
+    if not named_by:
+        return layers
+    names: list[Any] = []  # what each layer is about: the name that it says, or the one below
+    for layer in layers:
+        names.append(layer.values.get(named_by, names[-1] if names else None))
+    return [
+        layer
+        if name == names[-1] or field.name not in layer.values
+        else attrs.evolve(layer, values={**layer.values, field.name: {}})
+        for layer, name in zip(layers, names, strict=True)
+    ]
 
 
 def _settle_length(settings: Settings) -> None:

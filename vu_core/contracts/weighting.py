@@ -20,6 +20,9 @@ class Weighting(Protocol[ConfigT]):
     ``a_retain * L_retain + a_forget * L_forget`` suffices and `coefficients` is called once with ``gram=None``.
     Otherwise it is called once per optimiser step with the Gram matrix. A class with ``scale_free = True`` looks at the
     direction of each gradient alone, so that a factor on a loss does not shift the balance; methods warn of theirs.
+
+    As any plugin class, one that nobody should use unawares has a text ``caution``, a sentence that plan, record and
+    report of a run tell.
     """
 
     Config: ClassVar[type[Any]]

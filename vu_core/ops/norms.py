@@ -83,31 +83,39 @@ def gram(retain: Sequence[Tensor | None], forget: Sequence[Tensor | None]) -> Te
     Source:
         The contract of gradient weightings: MUNBa, Nash-MTL, PCGrad and CAGrad depend on these three numbers only.
     """
+    present = [gradient for gradient in (*retain, *forget) if gradient is not None]
+    if not present:
+        return torch.zeros(2, 2, dtype=torch.float64)
+    room = _room(present)  # (2, n)
     rr: list[Tensor] = []
     rf: list[Tensor] = []
     ff: list[Tensor] = []
     for r, f in zip(retain, forget, strict=True):
         if r is None and f is None:
             continue
-        for x, y in zip(_pieces(r), _pieces(f), strict=False):  # the pieces of None are None without end
+        for x, y in zip(_pieces(r, room[0]), _pieces(f, room[1]), strict=False):  # None is None without end
             if x is not None:
                 rr.append(torch.dot(x, x))
             if x is not None and y is not None:
                 rf.append(torch.dot(x, y))
             if y is not None:
                 ff.append(torch.dot(y, y))
-    known = rr + ff
-    if not known:
-        return torch.zeros(2, 2, dtype=torch.float64)
-    k11, k12, k22 = (torch.stack(each).sum() if each else torch.zeros_like(known[0]) for each in (rr, rf, ff))
+    k11, k12, k22 = (torch.stack(each).sum() if each else room.new_zeros(()) for each in (rr, rf, ff))
     return torch.stack([k11, k12, k12, k22]).reshape(2, 2)
 
 
-def _pieces(gradient: Tensor | None) -> Iterator[Tensor | None]:
-    """Yield a gradient piece by piece in float64, or ``None`` for ever."""
+def _room(gradients: Sequence[Tensor]) -> Tensor:
+    """Return where a piece of each side is widened: made once, since fresh memory costs more than the products."""
+    device = gradients[0].device
+    largest = max(gradient.numel() for gradient in gradients)
+    n = min(largest, CPU_PIECE if device.type == "cpu" else DEVICE_PIECE)
+    return torch.empty(2, n, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+
+
+def _pieces(gradient: Tensor | None, room: Tensor) -> Iterator[Tensor | None]:
+    """Yield a gradient piece by piece in float64, each in the room of the one before, or ``None`` for ever."""
     if gradient is None:
         yield from repeat(None)
         return
-    flat = gradient.detach().flatten()
-    for piece in torch.split(flat, CPU_PIECE if flat.device.type == "cpu" else DEVICE_PIECE):
-        yield (piece.cpu() if piece.device.type == "mps" else piece).double()
+    for piece in torch.split(gradient.detach().flatten(), max(1, len(room))):
+        yield room[: len(piece)].copy_(piece)

@@ -307,7 +307,12 @@ def _write(name: str, text: str) -> Callable[[], None]:
         ("needy:make", _write("needy.py", "import no_such_library\n"), "VU-M092", "No module named 'no_such_library'"),
         ("broken:make", _write("broken.py", "def make(:\n"), "VU-M093", "failed while it was imported: SyntaxError"),
         ("failing:make", _write("failing.py", "1 / 0\n"), "VU-M093", "ZeroDivisionError: division by zero"),
-        ("script:make", _write("script.py", "raise SystemExit(3)\n"), "VU-M093", "while it was imported: SystemExit: 3"),
+        (
+            "script:make",
+            _write("script.py", "raise SystemExit(3)\n"),
+            "VU-M093",
+            "while it was imported: SystemExit: 3",
+        ),
         ("leaving:make", _write("leaving.py", "from sys import exit as make\n"), "VU-M093", "was called: SystemExit."),
         ("small_net:raises", None, "VU-M093", "failed when it was called: RuntimeError: no such size."),
         ("small_net:nothing", None, "VU-M093", "returned 'NoneType', not a network"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -75,8 +77,7 @@ def vu(plugins, capsys, tmp_path, monkeypatch):
 
 
 def rows_of(done):
-    (table,) = json.loads(done.out)
-    return table["rows"]
+    return json.loads(done.out)["rows"]
 
 
 def test_every_combination_is_measured_on_validation_prompts(vu, finished):
@@ -102,7 +103,7 @@ def test_the_best_is_chosen_and_its_configuration_runs(vu, finished):
     assert settings == {**before, "unlearner": {**before["unlearner"], **chosen_scales}}
     again = vu("unlearn", "-c", "tuned.toml", "--set", "measure.split=validation", "--out", "again", "--json")
     assert again.status == 0, again.err
-    (record,) = json.loads(again.out)
+    record = json.loads(again.out)
     ua = next(score["after"] for score in record["scorecard"]["scores"] if score["name"] == "ua")
     assert rows[-1]["ua"] == f"{100 * ua:.1f} %"
 
@@ -127,6 +128,7 @@ BAD = {
     "not finite": (["--regularization", "inf"], 2, "'inf' is no number above 0"),
     "empty": (["--regularization", ""], 2, "no number above 0"),
     "no seeds": (["--seeds", "0"], 2, "VU-C120"),
+    "fall without a value": (["--max-fall", "nan"], 2, "no finite number"),
     "fall above 1": (["--max-fall", "2"], 2, "VU-C120"),
     "unknown rule": (["--choose", "best"], 2, "VU-C120"),
 }
@@ -154,14 +156,39 @@ def test_a_file_that_is_there_stays(vu, finished):
     refused = vu("tune-uce", finished["uce"], *GRID, "--out", "mine.toml")
     assert (refused.status, "VU-R050" in refused.err) == (7, True)
     assert Path("mine.toml").read_text() == "mine"
-    absent = vu("tune-uce", finished["uce"], *GRID, "--max-fall", "1", "--out", "nowhere/tuned.toml")
-    assert (absent.status, "VU-R055" in absent.err) == (7, True)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(vu, finished):
+    Path("mine.toml").write_text("mine")
+    refused = vu("tune-uce", finished["uce"], *GRID, "--out", "mine.toml/deep/tuned.toml")
+    assert (refused.status, "VU-R055" in refused.err, "is no folder" in refused.err) == (7, True, True), refused.err
+    assert not Residual.asked
+    assert [path.name for path in Path().iterdir()] == ["mine.toml"]
+
+
+def test_a_folder_that_is_missing_is_made(vu, finished):
+    words = ["--erase", "1", "--preserve", "1", "--regularization", "0.5", "--max-fall", "1"]
+    done = vu("tune-uce", finished["uce"], *words, "--out", "new/tuned.toml")
+    assert done.status == 0, done.err
+    assert [path.name for path in Path("new").iterdir()] == ["tuned.toml"]
+
+
+def test_a_run_whose_configuration_has_no_scales_is_told_before_anything_is_measured(vu, finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished["uce"], copy)
+    text = (copy / "run.toml").read_text()
+    (copy / "run.toml").write_text(re.sub(r"(?m)^regularization = .*\n", "", text))
+    refused = vu("tune-uce", copy, *GRID, "--out", "tuned.toml")
+    assert (refused.status, "VU-R056" in refused.err) == (7, True), refused.err
+    assert not Residual.asked
 
 
 def test_scales_with_equal_ratios_are_measured_once():
     assert len(grid((0.3, 0.5, 0.7, 0.9), (0.5, 1, 1.5, 2.5), (0.3, 0.5, 0.8))) == 47
     assert grid((0.3, 0.5), (1.5, 2.5), (0.3, 0.5))[0] == Scales(0.3, 1.5, 0.3)
     assert Scales(0.5, 2.5, 0.5) not in grid((0.3, 0.5), (1.5, 2.5), (0.3, 0.5))
+    assert len(grid((0.3,), (1.0,), (0.1, 0.1 + 1e-17))) == 1
+    assert len(grid((1e-10, 2e-10), (1e-10, 2e-10), (1.0,))) == 4  # small ones are no zeros
 
 
 def trial(e, ua, ira, cra, before=1.0):
@@ -178,7 +205,7 @@ def test_the_rules():
     assert chosen(trials, "mean", 0.0) is good
     assert chosen([*trials, trial(0.7, 0.9, 0.97, 0.99)], "kept", 0.05).scales.erase == 0.7  # keeps more
     assert chosen([trial(0.7, 0.9, 0.96, 0.99), good], "kept", 0.05) is good  # erases with less
-    with pytest.raises(UnlearnError, match="within 5 points.*10.0 points"):
+    with pytest.raises(UnlearnError, match=r"within 5 points.*10\.0 points"):
         chosen([trial(0.3, 0.7, 0.9, 1.0), harsh], "kept", 0.05)
 
 

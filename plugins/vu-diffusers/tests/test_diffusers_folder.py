@@ -36,7 +36,7 @@ def test_facts_of_a_folder(pipelines: Pipelines) -> None:
     assert facts.resolution == 32
     assert facts.parameters > 300_000
     assert facts.bytes == 4 * facts.parameters
-    assert set(facts.capabilities) == {"denoise", "generate"}
+    assert set(facts.capabilities) == {"denoise", "generate", "tokens", "trajectory"}
     assert facts.generation == {"steps": 7.0, "guidance": 2.0}
     assert facts.downloads == 0
 

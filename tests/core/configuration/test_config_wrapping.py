@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
+from vu_cli import facts
 from vu_core import ConfigError, PlanError, PluginError
 from vu_core.config import FLAG_KEYS, Override, as_dict, parse_set, to_toml
+from vu_core.config.layers import constant_layer, lay
 from vu_core.describe import describe
 from vu_core.stages.plan import plan
 from vu_core.stages.read import read
@@ -41,6 +44,22 @@ def test_file_and_flags_are_laid_over_each_other(toys, tmp_path):
     assert understood(toys, "unlearner.base.low=4", path=path).unlearner.config.base == {"strength": 0.25, "low": 4}
 
 
+def test_settings_belong_to_the_method_that_they_were_written_for(toys):
+    from vu_config_toys import parts
+
+    config = attrs.resolve_types(parts.WrapperConfig)
+    recipe = {"base_method": "one", "base": {"low": 1}}
+
+    def base(**user):
+        layers = [constant_layer(values, "", rank) for rank, values in enumerate((recipe, user))]
+        return lay(config, layers, "unlearner", pytest.fail)["base"].value
+
+    assert base(base={"high": 2}) == {"low": 1, "high": 2}
+    assert base(base_method="one", base={"high": 2}) == {"low": 1, "high": 2}
+    assert base(base_method="other", base={"high": 2}) == {"high": 2}
+    assert base(base_method="other") == {}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -63,6 +82,12 @@ def test_a_base_method_that_nobody_brings_has_near_misses(toys):
     with pytest.raises(PluginError) as error:
         understood(toys, "unlearner.base_method='toy-methd'", method="wrapper")
     assert "'toy-method'" in str(error.value)
+
+
+def test_a_plan_names_the_base_method_and_what_it_was_told(toys):
+    rows = dict(facts.choices(understood(toys, "unlearner.base.strength=0.25", method="wrapper")))
+    assert rows["inside"] == "toy-method: strength 0.25"
+    assert dict(facts.choices(understood(toys, method="wrapper")))["inside"] == "toy-method"
 
 
 def test_what_the_base_method_needs_is_needed(toys):

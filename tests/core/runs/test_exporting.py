@@ -459,6 +459,10 @@ def test_a_model_without_what_the_format_needs_is_refused(to, room):
     assert everything(room) == []
 
 
+def test_one_of_two_abilities_is_enough_for_a_format(to):
+    assert to("toy-either").format == "toy-either"
+
+
 def test_an_edit_of_other_weights_is_refused(host, room):
     folder = make_run(host, room / "run").folder
     save_edit(attrs.evolve(load_edit(folder / "edit.safetensors"), base="0" * 64), folder / "edit.safetensors")

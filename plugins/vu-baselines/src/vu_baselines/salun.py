@@ -25,7 +25,9 @@ class SalUnConfig:
     )
     base_method: str = setting("random-label", help="the method inside: what is learned", check=_not_itself)
     base: Mapping[str, Any] = setting(
-        factory=dict, help="settings of the method inside, without its training", settings_of="base_method"
+        factory=dict,
+        help="settings of the method inside, as `vu describe` lists them, without its training",
+        settings_of="base_method",
     )
 
 

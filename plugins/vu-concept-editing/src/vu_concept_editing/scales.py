@@ -32,8 +32,9 @@ class Scales:
     regularization: float
 
     def ratios(self) -> tuple[float, float]:
-        """Return e / lambda and q / lambda, on which alone the solution depends."""
-        return round(self.erase / self.regularization, 9), round(self.preserve / self.regularization, 9)
+        """Return e / lambda and q / lambda, on which alone the solution depends, to 9 digits: 0.3 / 0.1 is 3."""
+        erase, preserve = self.erase / self.regularization, self.preserve / self.regularization
+        return float(f"{erase:.9g}"), float(f"{preserve:.9g}")
 
     def __str__(self) -> str:
         return f"e = {self.erase:g}, q = {self.preserve:g}, lambda = {self.regularization:g}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import attrs
 import click
 
 from vu_concept_editing.scales import RULES, Scales, Trial, check_scores, chosen, grid
-from vu_core import ConfigError, Event, Host, RecordError, RunRecord, Table
+from vu_core import ConfigError, Event, Host, RecordError, RunRecord, Table, write_text
 
 METHOD = "uce"
 RUN_TOML = "run.toml"
@@ -49,6 +51,13 @@ def _numbers(least: float, above: bool) -> Callable[[click.Context, click.Parame
         return tuple(dict.fromkeys(found))
 
     return understand
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """Refuse NaN, which no range leaves out."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.")
+    return value
 
 
 @click.command(short_help="Search for the three scales of UCE.", epilog=EPILOG)
@@ -88,6 +97,7 @@ def _numbers(least: float, above: bool) -> Callable[[click.Context, click.Parame
 @click.option(
     "--max-fall",
     type=click.FloatRange(0, 1),
+    callback=_finite,
     metavar="X",
     default=0.05,
     show_default=True,
@@ -112,13 +122,15 @@ def tune_uce(
     with host.watching() as on_event:
         record, _ = workbench.read(run)
         _check_run(record)
-        if out.exists():
-            raise RecordError(
-                "VU-R050", f"{str(out)!r} exists already.", "Name an --out that does not exist yet.", where="--out"
-            )
-        trials = _measured(run, host, on_event, grid(**values), seeds)
+        points = grid(**values)
+        # Whatever could end the search without a file is looked at before anything is measured.
+        configuration(run, points[0])
+        _check_out(out)
+        trials = _measured(run, host, on_event, points, seeds)
         best = chosen(trials, rule, max_fall)
-        _write(out, configuration(run, best.scales))
+        text = configuration(run, best.scales)
+        with _writing(out):
+            write_text(out, text)
     return _table(trials, best, rule, max_fall, seeds, out)
 
 
@@ -201,20 +213,29 @@ def _unreadable(path: Path, why: str) -> RecordError:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    """Put a text into a new file, whole or not at all. Raises: RecordError ``VU-R055``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _check_out(out: Path) -> None:
+    """Refuse a file that is there (``VU-R050``) or cannot be (``VU-R055``). Raises: RecordError."""
+    with _writing(out):
+        if out.exists():
+            raise RecordError(
+                "VU-R050", f"{str(out)!r} exists already.", "Name an --out that does not exist yet.", where="--out"
+            )
+        place = next(folder for folder in out.absolute().parents if folder.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{str(place)!r} is no folder")
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield
     except OSError as error:
         raise RecordError(
             "VU-R055",
             f"{str(path)!r} cannot be written: {error.strerror or error}.",
-            "Check that its folder is there and can be written to, or choose another --out.",
+            "Check that its folder can be written to, or choose another --out.",
             where="--out",
         ) from error
 

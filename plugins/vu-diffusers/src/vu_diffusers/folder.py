@@ -41,7 +41,9 @@ class PipelineFolder:
 
     def facts(self, name: str, ref: str, generation: Mapping[str, float]) -> ModelFacts:
         """Return what the files tell; reads every weight once for the hash (remembered afterwards)."""
-        tensors = {part: tuple(t for path in paths for t in stored_tensors(path)) for part, paths in self.weights.items()}
+        tensors = {
+            part: tuple(t for path in paths for t in stored_tensors(path)) for part, paths in self.weights.items()
+        }
         hashed = base_hash(self.weights)
         return describe(
             name, ref, hashed, self.configs, tensors, generation, licence=read_licence(self.root / "README.md")

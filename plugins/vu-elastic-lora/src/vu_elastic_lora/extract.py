@@ -171,7 +171,7 @@ def _searched(
     from vu_core import workbench
     from vu_elastic_lora.adapter_config import ranks_to_json
     from vu_elastic_lora.front import front_section, front_table
-    from vu_elastic_lora.out_folder import CHOSEN, SEARCH, write_text
+    from vu_elastic_lora.out_folder import CHOSEN, SEARCH, write_file
     from vu_elastic_lora.search import search
 
     settings = {"measure.split": SPLIT, "measure.seeds": limits.seeds}
@@ -179,7 +179,7 @@ def _searched(
         about = _about(bench.record, edit, limits)
 
         def on_trial(found: Search) -> None:
-            write_text(out / SEARCH, found.to_json(about))
+            write_file(out / SEARCH, found.to_json(about))
             total = min(limits.trials, found.distinct)
             step = {"what": "assignments", "step": len(found.trials), "total": total, **found.trials[-1].scores}
             on_event(Event("progress", "search", step, durable=False))
@@ -187,8 +187,8 @@ def _searched(
         on_event(Event("stage", "search", {"state": "begin"}))
         found = search(edit, bench.measure, bench.run, limits, on_trial=on_trial)
         on_event(Event("stage", "search", {"state": "end"}))
-    write_text(out / SEARCH, found.to_json(about))
-    write_text(out / CHOSEN, ranks_to_json(found.groups, found.ranks()))
+    write_file(out / SEARCH, found.to_json(about))
+    write_file(out / CHOSEN, ranks_to_json(found.groups, found.ranks()))
     return found.ranks(), front_table(found, SPLIT, limits.seeds), front_section(found, SPLIT, limits.seeds)
 
 

@@ -7,13 +7,12 @@ measured, and ``chosen_ranks.json``.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vu_core import Edit, RecordError
+from vu_core import Edit, RecordError, write_text
 from vu_elastic_lora.adapter_config import FILE, groups_to_json
 from vu_elastic_lora.groups import RankGroup
 
@@ -69,24 +68,16 @@ def write_super(out: Path, edit: Edit, groups: Sequence[RankGroup]) -> Path:
     from vu_core.adapters import save_edit
 
     path = out / SUPER / EDIT
-    write_text(out / FILE, groups_to_json(groups))
+    write_file(out / FILE, groups_to_json(groups))
     with _writing(path):
         save_edit(edit, path)
     return path
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
     """Put a text into a file, old or new but never a part of it. Raises: RecordError ``VU-R055``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path):
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text)
 
 
 @contextmanager
