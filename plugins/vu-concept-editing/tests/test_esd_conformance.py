@@ -21,7 +21,7 @@ class TestEsd(UnlearnerTests):
     settings = QUICK
     axes = AXES
     other_values = OTHERS
-    tested_elsewhere = ("from_prompts", "bank")  # each needs another field beside it: see the classes below
+    tested_elsewhere = ("from_prompts", "bank", "common_prompts")  # each needs another field beside it: see below
 
 
 class TestEsdFromPrompts(UnlearnerTests):
@@ -29,12 +29,12 @@ class TestEsdFromPrompts(UnlearnerTests):
     settings = {**QUICK, "prompts": ("red",), "erase_from": "prompts", "from_prompts": ("a red dot",)}
     axes = AXES
     other_values = {"prompts": ("dot",), "from_prompts": ("a bar",), "subset": "u"}
-    tested_elsewhere = ("erase_from", "bank")
+    tested_elsewhere = ("erase_from", "bank", "common_prompts")
 
 
 class TestEsdWithBank(UnlearnerTests):
     plugin = Esd
     settings = {**QUICK, "sampled_by": "base", "bank": 4, "erase_from": "common"}
     axes = AXES
-    other_values = {**OTHERS, "erase_from": "none", "bank": 6}
+    other_values = {**OTHERS, "erase_from": "none", "bank": 6, "common_prompts": 1}
     tested_elsewhere = ("from_prompts", "sampled_by")

@@ -202,6 +202,16 @@ def test_the_edit_is_a_low_rank_adapter_where_that_is_smaller(tiny, run):
     assert many.facts["erased_columns"] == 76
 
 
+def test_a_low_rank_edit_can_be_exported_as_a_lora(tiny, run):
+    from vu_diffusers.lora_layers import lora_layers
+
+    edit = Uce(UceConfig(concepts=("cat", "cow"), guides=("dog",))).unlearn(tiny, data_of([]), run)
+    layers = lora_layers(edit, tiny)
+    assert len(layers) == len(edit.parts)
+    for layer, (_, part) in zip(sorted(layers, key=lambda each: each.path), edit, strict=True):
+        torch.testing.assert_close(layer.change(), part.delta(), rtol=0, atol=1e-6)
+
+
 def test_grad_mode_and_generators_stay(tiny, run):
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
