@@ -203,12 +203,12 @@ def test_the_edit_is_a_low_rank_adapter_where_that_is_smaller(tiny, run):
 
 
 def test_a_low_rank_edit_can_be_exported_as_a_lora(tiny, run):
-    from vu_diffusers.lora_layers import lora_layers
+    from vu_diffusers.lora_layers import lora_factors
 
     edit = Uce(UceConfig(concepts=("cat", "cow"), guides=("dog",))).unlearn(tiny, data_of([]), run)
-    layers = lora_layers(edit, tiny)
+    layers = lora_factors(edit, tiny, "tests")
     assert len(layers) == len(edit.parts)
-    for layer, (_, part) in zip(sorted(layers, key=lambda each: each.path), edit, strict=True):
+    for layer, (_, part) in zip(layers, edit, strict=True):
         torch.testing.assert_close(layer.change(), part.delta(), rtol=0, atol=1e-6)
 
 
