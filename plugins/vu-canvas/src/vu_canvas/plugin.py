@@ -11,6 +11,7 @@ RECIPES = (
     "random-label",
     "salun",
     "munba",
+    "esd",
 )
 
 
