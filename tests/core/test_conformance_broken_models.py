@@ -150,6 +150,20 @@ def deaf_way(self: Any, captions: Any, noise: Any, *, steps: int, done: Any, gui
     return ToyPainter.denoise_partly(self, ["a"] * len(captions), noise, steps=steps, done=done, guidance=guidance)
 
 
+def tokens(change: Callable[[str, tuple[int, ...], int], Any]) -> Callable[[Any, Any], Any]:
+    """Replace the ids of every caption that has words: ``change(caption, ids, number of captions)``."""
+
+    def changed(self: Any, captions: Any) -> Any:
+        found = zip(captions, ToyPainter.tokens(self, captions), strict=True)
+        return [change(caption, ids, len(captions)) if caption else ids for caption, ids in found]
+
+    return changed
+
+
+def without_start_and_end(self: Any, captions: Any) -> Any:
+    return [ids[1:-1] for ids in ToyPainter.tokens(self, captions)]
+
+
 def training_mode(self: Any, examples: Any, run: Run) -> Any:
     self.network.train()
     return ToyPainter.prepare(self, examples, run)
@@ -249,6 +263,37 @@ MODEL: list[Broken] = [
         ("test_noise_grows_with_the_timestep", model(add_noise=backwards), "mostly noise"),
         ("test_a_row_does_not_depend_on_its_batch", model(predict=batch_mean), "prediction of a row"),
         ("test_captions_matter", model(predict=deaf_predict), "does not depend on the caption"),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda _, ids, count: (0, count, 1))),
+            "depend on the others",
+        ),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda _, ids, count: tuple(torch.tensor(ids)))),
+            "whole numbers",
+        ),
+        ("test_tokens_are_rows_of_the_embedding", model(tokens=without_start_and_end), "the empty caption has 0"),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda _, ids, count: (*ids, 1, 1))),
+            "more tokens than",
+        ),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda _, ids, count: ids[:-1])),
+            "the same start and end",
+        ),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda _, ids, count: (0, 1))),
+            "no token for the words",
+        ),
+        (
+            "test_tokens_are_rows_of_the_embedding",
+            model(tokens=tokens(lambda caption, ids, _: (0, len(caption), 1))),
+            "from the beginning",
+        ),
         ("test_gradients_reach_the_denoiser", model(predict=cut), "no gradient reaches"),
         ("test_images_follow_their_seed", model(generate=shared_noise), "two seeds gave one image"),
         ("test_images_follow_their_seed", model(generate=floats), "images are float64"),

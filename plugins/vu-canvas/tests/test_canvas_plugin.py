@@ -65,6 +65,10 @@ class TestFadeSparseWeightRecipe(RecipeTests):
     target = "vu_canvas:recipes/fade-sparse-weight.toml"
 
 
+class TestUceRecipe(RecipeTests):
+    target = "vu_canvas:recipes/uce.toml"
+
+
 class TestNegationRecipe(RecipeTests):
     target = "vu_canvas:recipes/lora-negation.toml"
 
