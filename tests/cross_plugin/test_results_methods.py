@@ -13,8 +13,9 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("results", "measured", *(f"measured.{n}" for n in ("composition", "elastic", "making", "methods", "runs")))
-FAKE = f"""#!{sys.executable}
-import json, sys
+# Both a shell script and Python: a line "#!" cannot name an interpreter whose path has spaces.
+HEAD = f'#!/bin/sh\n"exec" "{sys.executable}" "$0" "$@"\n'
+FAKE = f"""{HEAD}import json, sys
 from pathlib import Path
 
 words = sys.argv[1:]
@@ -227,7 +228,7 @@ def test_no_two_rows_of_the_page_share_a_name(place, monkeypatch):
 
 def test_peak_memory_is_that_of_the_process(place):
     """Measured from a process of its own: this one has loaded PyTorch, and the system counts that, too."""
-    (place.folder / "vu").write_text(f"#!{sys.executable}\nimport sys\nheld = b'x' * int(sys.argv[1])\n")
+    (place.folder / "vu").write_text(f"{HEAD}import sys\nheld = b'x' * int(sys.argv[1])\n")
     code = """
 import sys
 from pathlib import Path
