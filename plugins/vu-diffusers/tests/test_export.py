@@ -321,6 +321,9 @@ def test_answers_of_a_model_that_can_do_little() -> None:
     classifier: Any = SimpleNamespace(
         facts=SimpleNamespace(resolution=8, generation={}),
         network=torch.nn.Linear(2, 2),
+        classes=("a", "b", "c"),
+        images=lambda batch: batch.data["images"],
+        labels=lambda batch: batch.data["labels"],
         logits=lambda images: images.mean(dim=(2, 3)),
         features=lambda images: images.flatten(1),
     )
