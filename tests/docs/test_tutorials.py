@@ -82,7 +82,7 @@ def test_every_command_of_the_page_works(
 
 
 def conflicts_are_reported(runs: Path) -> None:
-    """A bargain halves the angle, a step without one is the retain side's; the fixed sum tells on request."""
+    """A bargain halves the angle, opposed gradients are projected; the fixed sum tells on request."""
 
     def steps(run: str) -> list[dict[str, Any]]:
         lines = (runs / run / "events.jsonl").read_text(encoding="utf-8").splitlines()
@@ -90,10 +90,11 @@ def conflicts_are_reported(runs: Path) -> None:
 
     assert steps("church")
     for step in steps("church"):
-        c = step["cos_rf"]
+        c, r, f = (step[name] for name in ("cos_rf", "norm_r", "norm_f"))
         assert step["flags"] in ([], ["opposed"])
         halves = (((1 + c) / 2) ** 0.5,) * 2
-        cosines = (1.0, c) if step["flags"] else halves
+        projected = [n * ((1 - c**2) / (r**2 + f**2 - 2 * c * r * f)) ** 0.5 for n in (r, f)]
+        cosines = projected if step["flags"] else halves
         assert (step["cos_g_r"], step["cos_g_f"]) == pytest.approx(cosines, abs=1e-4)
     assert any(abs(step["cos_g_r"] - step["cos_g_f"]) > 1e-3 for step in steps("church-sum"))
     assert (runs / "church" / "gradient-conflict.json").exists()
