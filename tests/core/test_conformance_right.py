@@ -52,6 +52,7 @@ class TestToyDistillation(UnlearnerTests):
 class Masked(ToyDistillation):
     """A method that brings a mask; the attribution that the mask needs is no axis of the method."""
 
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "parameters": {"name": "full"},
         "regularizer": {"hard-mask": {"density": 0.5}},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ import torch
 from vu_diffusers.tiny import tiny_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("run", "sd14", "memory", "reference", "reference.fade_step")
+REFERENCES = ("reference", "reference.fade_step", "reference.munba_combine")
+MODULES = ("run", "sd14", "memory", "weighting", "uce", *REFERENCES)
 
 
 @pytest.fixture
@@ -43,6 +46,34 @@ def test_the_speed_comparisons_run(bench, tmp_path):
         assert len(comparison.ratios) == 3
         assert all(ratio > 0 for ratio in comparison.ratios)
         assert comparison.name in comparison.line()
+
+
+def test_the_combination_of_gradients_is_compared(bench, monkeypatch, capsys):
+    weighting = importlib.import_module("weighting")
+    monkeypatch.setattr(weighting.munba_combine, "make", partial(weighting.munba_combine.make, 4000, 4))
+    monkeypatch.setattr(weighting, "extra", {"ours": 1e9, "reference": 4e9}.get)
+    speed, memory = (bench.Comparison(*row) for row in weighting.compare(3))
+    assert (speed.target, len(speed.ratios)) == (">=2.0", 3)
+    assert (memory.target, memory.median, memory.met) == ("<=0.5", 0.25, True)
+    for side in ("ours", "reference"):
+        monkeypatch.setattr(sys, "argv", ["weighting.py", side])
+        assert weighting.main() == 0
+        assert json.loads(capsys.readouterr().out)["tensors"] == 4
+    monkeypatch.setattr(weighting, "combine", lambda retain, forget, *_: list(retain))
+    with pytest.raises(RuntimeError, match="differ"):
+        weighting.compare(3)
+
+
+def test_closed_forms_are_compared(bench, monkeypatch):
+    uce = importlib.import_module("uce")
+    for name, value in {"WIDTHS": (64, 48), "TEXT": 32, "CONCEPTS": 2, "PRESERVED": 3}.items():
+        monkeypatch.setattr(uce, name, value)
+    found = [bench.Comparison(*row) for row in uce.compare(3)]
+    assert [comparison.target for comparison in found] == [">=5", "<=1"]
+    assert [len(comparison.ratios) for comparison in found] == [3, 3]
+    monkeypatch.setattr(uce, "per_layer", lambda layers, columns, scales: {n: 2 * w for n, w in layers.items()})
+    with pytest.raises(RuntimeError, match="differ"):
+        uce.compare(3)
 
 
 def test_medians_decide_and_the_direction_of_a_target_counts(bench):

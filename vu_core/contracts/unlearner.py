@@ -27,6 +27,10 @@ class Unlearner(Protocol[ConfigT]):
     False``; the tables it is handed are empty then, and no image is read for it. One that looks at captions and labels
     alone says ``uses_images = False``; its tables have not been through ``model.prepare``.
 
+    A weighting joins two descents, so a loss that is meant to rise would be taught. A method that honours ``weighting``
+    therefore says ``descends = ("retain", "forget")``, the losses that it hands over to be minimised; gradient ascent
+    hands over the negative of its loss. A method without these words is refused (``VU-C053``).
+
     A method that wraps another one has a field ``base_method: str`` and beside it ``base: Mapping[str, Any]``, declared
     with ``settings_of="base_method"``; it calls ``run.unlearner(config.base_method, **config.base)``. The base method
     trains with the training and the axes of the method around it.

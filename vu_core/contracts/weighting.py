@@ -18,7 +18,7 @@ class Weighting(Protocol[ConfigT]):
 
     Both losses are descended. ``linear``: the coefficients are constants, so one joint backward pass of
     ``a_retain * L_retain + a_forget * L_forget`` suffices and `coefficients` is called once with ``gram=None``.
-    Otherwise it is called once per optimiser step with the Gram matrix. A class with ``scale_free = True`` looks at the
+    Otherwise it is called once per optimiser step with the Gram matrix. One with ``scale_free = True`` looks at the
     direction of each gradient alone, so that a factor on a loss does not shift the balance; methods warn of theirs.
 
     As any plugin class, one that nobody should use unawares has a text ``caution``, a sentence that plan, record and

@@ -209,6 +209,8 @@ def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
         [reading.recipe_layer(path, RESERVED[method.kind]), reading.user_layer(path, RESERVED[method.kind])],
     )
     if choice is not None:
+        with reading.collecting(f"{path}.method"):
+            _check_signs(method)
         _check_base_method(reading, choice, path)
     training = getattr(choice.config, "training", None) if choice is not None else None
     if training is None:
@@ -219,6 +221,24 @@ def _with_settings(reading: Reading, method: Entry | None) -> Choice | None:
     return choice
 
 
+def _check_signs(method: Entry) -> None:
+    """Object to a method whose losses a weighting might take for others than they are.
+
+    Raises:
+        ConfigError: ``VU-C053``.
+    """
+    said = getattr(method.load(), "descends", ())
+    if "weighting" in method.axes and set(said) != {"retain", "forget"}:
+        raise ConfigError(
+            "VU-C053",
+            f"The method {method.name!r} honours a weighting, but does not say that both of its losses are minimised: "
+            f"its descends is {said!r}.",
+            'Its author adds descends = ("retain", "forget") to the class, and turns the sign of a loss that should '
+            "rise. Use another method until then.",
+            where="unlearner.method",
+        )
+
+
 def _check_base_method(reading: Reading, choice: Choice, path: str) -> None:
     """Object to settings of a base method that it would not take; see ``settings_of`` of `vu_core.setting`."""
     for name, named_by in wrapped(choice.config):
@@ -227,6 +247,7 @@ def _check_base_method(reading: Reading, choice: Choice, path: str) -> None:
         with reading.collecting(f"{path}.{named_by}"):
             base = reading.registry.get("unlearner", getattr(choice.config, named_by))
             config = config_class(base, base.load())
+            _check_signs(base)
             if settings.pop("training", None) is not None:
                 text = f"is no setting here: {path}.training holds for '{base.name}' too."
                 reading.problems.add(f"{key}.training", text)

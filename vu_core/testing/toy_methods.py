@@ -42,6 +42,7 @@ class ToyDistillation:
 
     Config: ClassVar[type[ToyDistillationConfig]] = ToyDistillationConfig
     source: ClassVar[Source] = TOY_SOURCE
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"parameters": {"name": "lora", "rank": 2, "alpha": 2.0}}
 
     def __init__(self, config: ToyDistillationConfig) -> None:

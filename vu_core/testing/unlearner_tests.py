@@ -201,6 +201,13 @@ class UnlearnerTests(PluginTests):
         edit = self.unlearn(tmp_path, parameters=Full(FullConfig()))
         assert edit.parts, "with the parameters 'full' the edit has no parts"
 
+    def test_says_the_sign_of_its_losses(self) -> None:
+        """A weighting joins two descents; a loss that should rise is handed over with the other sign."""
+        if "weighting" not in self.axes:
+            pytest.skip("not an axis of the method")
+        said = getattr(self.plugin, "descends", ())
+        assert set(said) == {"retain", "forget"}, f'descends is {said!r}; write descends = ("retain", "forget")'
+
     def test_honours_other_weightings(self, tmp_path: Path) -> None:
         """The axes cross freely: one call and one backward per side work as well as both at once."""
         if "weighting" not in self.axes:

@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-_BUCKET = 1 << 24
-"""Elements that are added up at once over the processes."""
+_BUCKET = 1 << 20
+"""Elements of small tensors that are added up at once over the processes; a larger tensor is added up where it lies."""
 
 
 @attrs.frozen
@@ -34,19 +34,23 @@ class Processes:
         if self.count == 1:
             return
         bucket: list[Tensor] = []
-        for place, tensor in enumerate(tensors):
-            bucket.append(tensor)
-            if place == len(tensors) - 1 or sum(t.numel() for t in bucket) >= _BUCKET:
+        for tensor in tensors:
+            if sum(t.numel() for t in (*bucket, tensor)) > _BUCKET:
                 _add_up_bucket(bucket)
                 bucket = []
+            bucket.append(tensor)
+        _add_up_bucket(bucket)
 
 
 def _add_up_bucket(bucket: Sequence[Tensor]) -> None:
-    from accelerate.utils import reduce
-
-    joined = reduce(torch.cat([tensor.reshape(-1) for tensor in bucket]), reduction="sum")
+    if not bucket:
+        return
+    flat = [tensor.reshape(-1) for tensor in bucket]
+    joined = flat[0] if len(flat) == 1 else torch.cat(flat)
+    torch.distributed.all_reduce(joined)
     for tensor, part in zip(bucket, joined.split_with_sizes([t.numel() for t in bucket]), strict=True):
-        tensor.copy_(part.reshape(tensor.shape))
+        if part.data_ptr() != tensor.data_ptr():
+            tensor.copy_(part.reshape(tensor.shape))
 
 
 def process_group(device: torch.device) -> Processes:

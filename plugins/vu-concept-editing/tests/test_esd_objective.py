@@ -270,6 +270,10 @@ def test_prompts_are_erased_from_one_or_one_each(tmp_path):
         toy_data(), tmp_path, prompts=("blood", "knife"), erase_from="prompts", from_prompts=("a", "b")
     )
     assert (forget.captions, forget.overwrites) == (("blood", "knife"), ("a", "b"))
+    forget, _ = prompts_of(
+        toy_data(), tmp_path, prompts=("blood", "knife"), erase_from="prompts", from_prompts=("a", "a")
+    )
+    assert (forget.captions, forget.overwrites) == (("blood", "knife"), ("a", "a"))
     forget, _ = prompts_of(toy_data(), tmp_path, erase_from="prompts", from_prompts=("a",))
     assert forget.overwrites == ("a", "a")
 

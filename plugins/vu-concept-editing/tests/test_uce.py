@@ -285,7 +285,8 @@ def test_a_subject_that_is_cut_off_is_told(tiny, run):
 
 
 def test_nothing_to_forget_is_told(run):
-    for data in (data_of([]), data_of([("", "")]), ForgetRetain(*[table("forget", ["a"])] * 4)):
+    unnamed = data_of([("", ""), (" ", "a dog"), ("", "a dog")])
+    for data in (data_of([]), unnamed, ForgetRetain(*[table("forget", ["a"])] * 4)):
         assert refusal(ToyDenoiser(), data, UceConfig(), run).code == "VU-C107"
 
 

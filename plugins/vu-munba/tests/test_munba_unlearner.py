@@ -110,6 +110,15 @@ def test_the_forget_scale_does_nothing_when_bargaining_and_the_run_is_warned(sca
         torch.testing.assert_close(other.parts[name].tensor - base, part.tensor - base, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize(("rule", "config"), [(Munba, BargainConfig), (NashAsymmetric, NashAsymmetricConfig)])
+def test_the_forget_scale_acts_where_opposed_gradients_are_projected_and_nothing_is_claimed(rule, config, unlearn):
+    weighting = rule(config(c_min=-1e-9, opposed="project"))
+    usual, quiet = unlearn(weighting=weighting)
+    other, told = unlearn(MunbaUnlearnerConfig(forget_scale=100.0), weighting=weighting)
+    assert quiet == told == []
+    assert contents(usual) != contents(other)
+
+
 def test_the_other_bargain_warns_too_and_weighted_sums_do_not(unlearn):
     config = MunbaUnlearnerConfig(forget_scale=2.0)
     _, told = unlearn(config, weighting=NashAsymmetric(NashAsymmetricConfig(forget_power=2.0)))

@@ -46,6 +46,10 @@ def claims_fade(register):
     register("fade", f"{PARTS}:ToyMethod", summary="mine")
 
 
+def ascends(register):
+    register("ascending", f"{PARTS}:Ascending", summary="up", needs=("denoise",), axes=("weighting",))
+
+
 def claims_toy_method(register):
     register("toy-method", f"{PARTS}:ToyMethod", summary="mine too")
 
@@ -381,6 +385,23 @@ ROWS = (
         plugins=(named("vu-fade", vu_register_unlearners=claims_fade),),
         blocked="vu-core, VU_Fade",
         flags=(("--method", "fade"),),
+    ),
+    Bad(
+        "sign of a loss",
+        "VU-C053",
+        2,
+        ("'ascending' honours a weighting", "descends is ('retain',)", 'descends = ("retain", "forget")'),
+        plugins=(named("rising", vu_register_unlearners=ascends),),
+        flags=(("--method", "ascending"),),
+    ),
+    Bad(
+        "sign of a loss of the base method",
+        "VU-C053",
+        2,
+        ("'ascending' honours a weighting",),
+        plugins=(named("rising", vu_register_unlearners=ascends),),
+        flags=(("--method", "wrapper"),),
+        sets=("unlearner.base_method=ascending",),
     ),
     Bad(
         "broken",

@@ -98,6 +98,7 @@ class RandomLabel:
     source: ClassVar[Source] = Source(
         "Random labels as in SalUn, Fan et al. 2023", "https://arxiv.org/abs/2310.12508", "paper+fixes"
     )
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "simple", "forget_weight": 1.0, "retain_weight": 1.0},
         "parameters": {"name": "full"},

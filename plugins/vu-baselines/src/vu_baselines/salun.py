@@ -62,13 +62,15 @@ class SalUn:
         Fan et al. 2023, arXiv 2310.12508.
 
     Deviates:
-        A batch that is not full weighs by its size (released code: as any other one). Exactly k weights may change.
+        A batch that is not full weighs by its size (released code: as any other one). Exactly k weights may change. The
+        mask is no file of its own: it lies bit-packed in the checkpoints, and ``run.toml`` gives the same one again.
     """
 
     Config: ClassVar[type[SalUnConfig]] = SalUnConfig
     source: ClassVar[Source] = Source(
         "SalUn: gradient-based weight saliency, Fan et al. 2023", "https://arxiv.org/abs/2310.12508", "paper+fixes"
     )
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "simple", "forget_weight": 1.0, "retain_weight": 0.1},
         "parameters": {"name": "full"},

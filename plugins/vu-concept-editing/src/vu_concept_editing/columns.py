@@ -69,7 +69,8 @@ def _edited(model: Tokens, data: ForgetRetain, config: UceConfig) -> list[Edited
         templates = TEMPLATES[config.expand]
         return [(filled(model, t, concept), filled(model, t, guide)) for concept, guide in named for t in templates]
     forget = data.forget
-    captions = dict.fromkeys(pair for pair in zip(forget.captions, forget.overwrites or (), strict=False) if any(pair))
+    both = zip(forget.captions, forget.overwrites or (), strict=False)
+    captions = dict.fromkeys((caption, overwrite) for caption, overwrite in both if caption.strip())
     if not captions:
         raise ConfigError(
             "VU-C107",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vu_concept_editing.esd_latents import LATENTS, TARGETS, TIMESTEPS, Partway, PartwayConfig, SampledDenoiser, bank
-from vu_concept_editing.esd_prompts import check_prompts, tables
+from vu_concept_editing.esd_prompts import check_from_prompts, check_prompts, tables
 from vu_core import Batch, Edit, ForgetRetain, Model, Run, Source, Theta, setting
 from vu_core.adapters import check_subset, subset
 from vu_core.training import Training, fit, is_finished
@@ -39,7 +39,7 @@ class EsdConfig(PartwayConfig):
         choices=("none", "concept", "overwrite", "prompts", "common"),
     )
     from_prompts: tuple[str, ...] = setting(
-        (), help="with erase_from = prompts: one for all erased prompts, or one each", check=check_prompts
+        (), help="with erase_from = prompts: one for all erased prompts, or one each", check=check_from_prompts
     )
     common_prompts: int = setting(
         8,
@@ -129,6 +129,7 @@ class Esd:
     Config: ClassVar[type[EsdConfig]] = EsdConfig
     source: ClassVar[Source] = ESD_SOURCE
     uses_images: ClassVar[bool] = False
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "none"},
         "parameters": {"name": "full"},

@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def check_prompts(prompts: tuple[str, ...]) -> str | None:
-    """Return what is wrong with a list of prompts, or ``None``."""
-    if any(not prompt.strip() for prompt in prompts):
-        return "must not hold an empty prompt: that is what the others are steered towards"
+    """Return what is wrong with a list of erased prompts, or ``None``."""
     if len(set(prompts)) < len(prompts):
         return "must not hold a prompt twice"
+    return check_from_prompts(prompts)
+
+
+def check_from_prompts(prompts: tuple[str, ...]) -> str | None:
+    """Return what is wrong with a list of prompts to erase from, or ``None``; several may be erased from the same."""
+    if any(not prompt.strip() for prompt in prompts):
+        return "must not hold an empty prompt: that is what the others are steered towards"
     return None
 
 

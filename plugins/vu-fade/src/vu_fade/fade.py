@@ -90,6 +90,7 @@ class Fade:
 
     Config: ClassVar[type[FadeConfig]] = FadeConfig
     source: ClassVar[Source] = FADE_SOURCE
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": FADE_WEIGHTING,
         "parameters": {"name": "lora", "rank": 4, "alpha": 4.0},

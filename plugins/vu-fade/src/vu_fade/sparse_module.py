@@ -52,6 +52,7 @@ class FadeSparseModule:
 
     Config: ClassVar[type[FadeSparseModuleConfig]] = FadeSparseModuleConfig
     source: ClassVar[Source] = FADE_SOURCE
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": FADE_WEIGHTING,
         "parameters": {"name": "lora", "rank": 4, "alpha": 4.0},

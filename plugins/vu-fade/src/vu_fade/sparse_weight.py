@@ -62,6 +62,7 @@ class FadeSparseWeight:
 
     Config: ClassVar[type[FadeSparseWeightConfig]] = FadeSparseWeightConfig
     source: ClassVar[Source] = FADE_SOURCE
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": FADE_WEIGHTING,
         "parameters": {"name": "masked-lora", "rank": 4, "alpha": 4.0, "targets": ("to_k", "to_q", "to_v")},

@@ -65,10 +65,10 @@ class NashAsymmetric:
         "own",
     )
     linear: ClassVar[bool] = False
-    scale_free: ClassVar[bool] = True
 
     def __init__(self, config: NashAsymmetricConfig) -> None:
         self.config = config
+        self.scale_free = config.opposed != "project"  # projected gradients keep their lengths
 
     def coefficients(
         self, gram: Tensor | None, losses: Mapping[str, Tensor], state: MutableMapping[str, Any]

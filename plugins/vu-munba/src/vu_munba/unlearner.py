@@ -24,7 +24,11 @@ class MunbaUnlearnerConfig(RandomLabelConfig):
         "have no such parts",
         check=check_subset,
     )
-    l1: float = setting(0.0, help="lambda: weight of ||theta||_1 in the retain loss; 1e-4 in the released code", ge=0)
+    l1: float = setting(
+        0.0,
+        help="lambda: weight of ||theta||_1 in the retain loss; nothing without one; 1e-4 in the released code",
+        ge=0,
+    )
 
 
 class MunbaUnlearner:
@@ -63,6 +67,7 @@ class MunbaUnlearner:
         "https://arxiv.org/abs/2411.15537",
         "paper+fixes",
     )
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "munba"},
         "parameters": {"name": "full"},

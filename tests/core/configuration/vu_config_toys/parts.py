@@ -163,6 +163,7 @@ class ToyMethod:
 
     Config = MethodConfig
     source = SOURCE
+    descends = ("retain", "forget")
     defaults = {
         "weighting": {"name": "tilted", "forget": 0.3},
         "parameters": {"name": "large", "rank": 6},
@@ -171,6 +172,10 @@ class ToyMethod:
 
     def __init__(self, config):
         self.config = config
+
+
+class Ascending(ToyMethod):
+    descends = ("retain",)
 
 
 class ClosedForm(ToyMethod):

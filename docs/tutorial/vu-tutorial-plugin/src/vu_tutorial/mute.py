@@ -35,6 +35,7 @@ class Mute:
 
     Config: ClassVar[type[MuteConfig]] = MuteConfig
     source: ClassVar[Source] = Source("Mute, the method of the vu tutorial", "https://example.org/mute", "own")
+    descends: ClassVar[tuple[str, ...]] = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "simple", "forget_weight": 0.5},
         "parameters": {"name": "lora", "rank": 8, "alpha": 8.0},

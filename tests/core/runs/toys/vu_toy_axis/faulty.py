@@ -53,6 +53,7 @@ class WrapConfig:
 class Wrap:
     Config = WrapConfig
     source: ClassVar[Source] = SOURCE
+    descends = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"parameters": {"name": "lora", "targets": ["to_q"]}}
 
     def __init__(self, config: WrapConfig) -> None:

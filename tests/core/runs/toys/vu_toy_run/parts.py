@@ -177,6 +177,7 @@ class Push:
 
     Config = PushConfig
     source: ClassVar[Source] = SOURCE
+    descends = ("retain", "forget")
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weighting": {"name": "simple"},
         "parameters": {"name": "lora", "rank": 2, "alpha": 2, "targets": ["to_q", "to_k"]},
