@@ -1,22 +1,18 @@
-"""Time and memory of combining two gradients of 100 million numbers with ``munba``.
-
-``python benchmarks/weighting.py ours|reference`` combines once in a process of its own and prints the extra memory.
-"""
+"""Time and memory of combining two gradients of 100 million numbers with ``munba``: both sides in one process."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from memory import peak_bytes
+from memory import forget_peak, peak_bytes
 from reference import munba_combine
 from torch import Tensor
 
@@ -28,6 +24,17 @@ from vu_munba.munba import Munba
 WARM_UP = 1
 TOLERANCE = 0.05
 """Of the distance between both: the reference adds up 100 million products in float32, which costs it 1 %."""
+
+
+Grads = Sequence[Tensor]
+Combination = Callable[[Grads, Grads], Sequence[Tensor | None]]
+
+
+class Turn(NamedTuple):
+    """What one combination took: seconds, and the GB that it needed besides both gradients."""
+
+    seconds: float
+    extra: float
 
 
 def ours(retain: Sequence[Tensor], forget: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -42,8 +49,18 @@ def distance(found: Sequence[Tensor | None], expected: Sequence[Tensor]) -> floa
     return math.sqrt(apart / sum(float(e.norm()) ** 2 for e in expected))
 
 
-def times(pairs: int) -> tuple[list[float], list[float]]:
-    """Let both take turns on the same gradients and return the seconds of each.
+def turn(combination: Combination, retain: Grads, forget: Grads) -> tuple[Sequence[Tensor | None], float, float]:
+    """Combine once; return the update, the seconds, and by how many GB it raised the resident set on its way."""
+    forget_peak()
+    before = peak_bytes()
+    start = time.perf_counter()
+    combined = combination(retain, forget)
+    seconds = time.perf_counter() - start
+    return combined, seconds, (peak_bytes() - before) / 1e9
+
+
+def turns(pairs: int) -> tuple[list[Turn], list[Turn]]:
+    """Let both take turns on the same gradients and return seconds and extra GB of each, after a warm-up.
 
     Raises:
         RuntimeError: when the two results differ.
@@ -52,13 +69,11 @@ def times(pairs: int) -> tuple[list[float], list[float]]:
     untouched = [g.clone() for g in retain]
     mine, other = [], []
     for _ in range(pairs + WARM_UP):
-        start = time.perf_counter()
-        expected = munba_combine.combine(retain, forget)
-        other.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        found = ours(retain, forget)
-        mine.append(time.perf_counter() - start)
-        if not mine[WARM_UP:] and distance(found, expected) > TOLERANCE:
+        expected, *taken = turn(munba_combine.combine, retain, forget)
+        other.append(Turn(*taken))
+        found, *taken = turn(ours, retain, forget)
+        mine.append(Turn(*taken))
+        if not mine[WARM_UP:] and distance(found, [g for g in expected if g is not None]) > TOLERANCE:
             raise RuntimeError("the two combinations differ")
         del expected
         for g, before in zip(retain, untouched, strict=True):
@@ -66,34 +81,13 @@ def times(pairs: int) -> tuple[list[float], list[float]]:
     return mine[WARM_UP:], other[WARM_UP:]
 
 
-def extra(candidate: str) -> float:
-    """Run a candidate as a process and return by how many bytes one combination raises its peak."""
-    process = subprocess.run(
-        [sys.executable, __file__, candidate], check=True, capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return float(json.loads(process.stdout.splitlines()[-1])["extra"])
-
-
 def compare(pairs: int) -> list[tuple[str, str, list[float], float, float, str]]:
     """Return name, target, ratios, ours, other and unit of both bounds."""
-    mine, other = times(pairs)
-    ratios = [o / m for m, o in zip(mine, other, strict=True)]
-    mine_s, other_s = statistics.median(mine), statistics.median(other)
-    mine_gb, other_gb = (extra(candidate) / 1e9 for candidate in ("ours", "reference"))
+    mine, other = turns(pairs)
+    one, two = ([statistics.median(values) for values in zip(*side, strict=True)] for side in (mine, other))
+    faster = [theirs.seconds / own.seconds for own, theirs in zip(mine, other, strict=True)]
+    more = [own.extra / theirs.extra for own, theirs in zip(mine, other, strict=True)]
     return [
-        ("100 M numbers: combining with munba, speed-up", ">=2.0", ratios, mine_s, other_s, "s"),
-        ("100 M numbers: extra memory / the reference", "<=0.5", [mine_gb / other_gb], mine_gb, other_gb, "GB"),
+        ("100 M numbers: combining with munba, speed-up", ">=2.0", faster, one[0], two[0], "s"),
+        ("100 M numbers: extra memory / the reference", "<=0.5", more, one[1], two[1], "GB"),
     ]
-
-
-def main() -> int:
-    """Be one of the candidates."""
-    retain, forget = munba_combine.make()
-    before = peak_bytes()
-    combined = {"ours": ours, "reference": munba_combine.combine}[sys.argv[1]](retain, forget)
-    print(json.dumps({"extra": peak_bytes() - before, "tensors": len(combined)}))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -48,17 +47,14 @@ def test_the_speed_comparisons_run(bench, tmp_path):
         assert comparison.name in comparison.line()
 
 
-def test_the_combination_of_gradients_is_compared(bench, monkeypatch, capsys):
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
+def test_the_combination_of_gradients_is_compared(bench, monkeypatch):
     weighting = importlib.import_module("weighting")
-    monkeypatch.setattr(weighting.munba_combine, "make", partial(weighting.munba_combine.make, 4000, 4))
-    monkeypatch.setattr(weighting, "extra", {"ours": 1e9, "reference": 4e9}.get)
+    monkeypatch.setattr(weighting.munba_combine, "make", partial(weighting.munba_combine.make, 4_000_000, 400))
     speed, memory = (bench.Comparison(*row) for row in weighting.compare(3))
-    assert (speed.target, len(speed.ratios)) == (">=2.0", 3)
-    assert (memory.target, memory.median, memory.met) == ("<=0.5", 0.25, True)
-    for side in ("ours", "reference"):
-        monkeypatch.setattr(sys, "argv", ["weighting.py", side])
-        assert weighting.main() == 0
-        assert json.loads(capsys.readouterr().out)["tensors"] == 4
+    assert (speed.target, len(speed.ratios), len(memory.ratios)) == (">=2.0", 3, 3)
+    assert (memory.target, memory.met) == ("<=0.5", True)
+    assert memory.other > 0.04, "the reference holds both gradients again, 32 MB, and more"
     monkeypatch.setattr(weighting, "combine", lambda retain, forget, *_: list(retain))
     with pytest.raises(RuntimeError, match="differ"):
         weighting.compare(3)
