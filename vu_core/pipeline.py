@@ -402,7 +402,7 @@ def _careful(folder: Path, *, keep_folder: bool) -> Iterator[None]:
     try:
         with _telling_how_to_go_on(folder):
             yield
-    except Exception:
+    except Exception:  # whatever a plugin raised, and on it goes; after Ctrl-C, no Exception, the folder stays
         run_folder.remove_if_nothing_was_won(folder, keep_folder=keep_folder)
         raise
 

@@ -228,7 +228,7 @@ def _check_signs(method: Entry) -> None:
         ConfigError: ``VU-C053``.
     """
     said = getattr(method.load(), "descends", ())
-    if "weighting" in method.axes and set(said) != {"retain", "forget"}:
+    if "weighting" in method.axes and set(said or ()) != {"retain", "forget"}:
         raise ConfigError(
             "VU-C053",
             f"The method {method.name!r} honours a weighting, but does not say that both of its losses are minimised: "

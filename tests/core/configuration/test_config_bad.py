@@ -48,6 +48,7 @@ def claims_fade(register):
 
 def ascends(register):
     register("ascending", f"{PARTS}:Ascending", summary="up", needs=("denoise",), axes=("weighting",))
+    register("silent", f"{PARTS}:Silent", summary="says nothing", needs=("denoise",), axes=("weighting",))
 
 
 def claims_toy_method(register):
@@ -393,6 +394,14 @@ ROWS = (
         ("'ascending' honours a weighting", "descends is ('retain',)", 'descends = ("retain", "forget")'),
         plugins=(named("rising", vu_register_unlearners=ascends),),
         flags=(("--method", "ascending"),),
+    ),
+    Bad(
+        "no sign of a loss",
+        "VU-C053",
+        2,
+        ("'silent' honours a weighting", "descends is None"),
+        plugins=(named("rising", vu_register_unlearners=ascends),),
+        flags=(("--method", "silent"),),
     ),
     Bad(
         "sign of a loss of the base method",

@@ -13,7 +13,7 @@ import torch
 from engine_toys import Pull, toy_data, toy_losses, toy_model, toy_run
 from safetensors.torch import load_file, save_file
 
-from vu_core.training import Training, fit
+from vu_core.training import Training, fit, processes
 from vu_core.weightings import Simple, SimpleConfig
 
 TRAINING = Training(steps=5, lr=0.02, batch_size=2, accumulation=2)
@@ -99,3 +99,23 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     child(Path(sys.argv[1]), tuple(map(int, sys.argv[2:4])), sys.argv[4])
     torch.distributed.destroy_process_group()  # a group that is alive at exit now and then aborts the process
+
+
+def test_gradients_are_never_joined_into_one_long_vector(monkeypatch):
+    """Small tensors travel together, a large one is added up where it lies; here the other process has the same."""
+    monkeypatch.setattr(processes, "_BUCKET", 10)
+    sent = []
+
+    def all_reduce(tensor):
+        sent.append((tensor.numel(), tensor.data_ptr()))
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    shapes = [(2, 3), (4,), (5, 5), (1,), (3, 4), ()]
+    tensors = [torch.rand(shape) for shape in shapes]
+    tensors[4] = tensors[4].T  # not contiguous
+    before = [tensor.clone() for tensor in tensors]
+    processes.Processes(count=2).add_up(tensors)
+    assert all(torch.equal(tensor, 2 * was) for tensor, was in zip(tensors, before, strict=True))
+    assert [size for size, _ in sent] == [10, 25, 1, 12, 1]
+    assert sent[1][1] == tensors[2].data_ptr(), "a large tensor was copied"

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from operator import attrgetter
 from pathlib import Path
@@ -149,11 +149,10 @@ def _executed(file: Path) -> ModuleType:
         raise ImportError(f"{file.name} is no Python file")
     module = module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and annotations look for it
-    try:
+    with ExitStack() as unless_whole:
+        unless_whole.callback(sys.modules.pop, name, None)
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+        unless_whole.pop_all()
     return module
 
 

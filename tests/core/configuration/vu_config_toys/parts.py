@@ -178,6 +178,10 @@ class Ascending(ToyMethod):
     descends = ("retain",)
 
 
+class Silent(ToyMethod):
+    descends = None
+
+
 class ClosedForm(ToyMethod):
     Config = Empty
     defaults = {}
