@@ -188,7 +188,9 @@ def main() -> int:
         default=4,
         help="draws per side in the teacher bank; the time of a step does not depend on it",
     )
-    parser.add_argument("--only", choices=("sd14", "canvas", "memory", "munba", "uce"), help="one group of comparisons")
+    parser.add_argument(
+        "--only", choices=("sd14", "canvas", "memory", "munba", "uce", "gs-lora"), help="one group of comparisons"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     found: list[Comparison] = []
@@ -214,6 +216,11 @@ def main() -> int:
         import uce
 
         found += [Comparison(*row) for row in uce.compare(max(options.pairs, 7))]
+    if options.only in (None, "gs-lora"):
+        import gs_lora
+
+        with tempfile.TemporaryDirectory() as name:
+            found += [Comparison(*row) for row in gs_lora.compare(max(options.pairs, 7), Path(name), TakingTurns)]
     for comparison in found:
         print(comparison.line(), flush=True)
     if options.json:

@@ -58,6 +58,8 @@ def compose(
 ) -> list[RunRecord | Evidence]:
     """Make a run whose edit is the sum of the edits of RUNS: it forgets what each of them forgets.
 
+    The folder of a sequence stands for all of its tasks.
+
     The runs must have one model and one kind of data; of a run that was composed, every edit takes part by itself, so
     that `vu revoke` can take each out again. Everything is measured as in the first run; --set takes the keys of
     [measure] and [metric.NAME]. Then every edit is measured alone, and left out once.
@@ -67,6 +69,7 @@ def compose(
     session = sessions.of(context)
     changes = measuring(settings, seeds=seeds)
     pipeline.check_only_measuring(changes)
+    runs = components.runs_in(runs)
     with session.watching() as heard:
         mixture = components.gathered(runs, session.plugins, weights=weights, strategy=strategy)
         alone = no_interference or len(mixture.components) < 2

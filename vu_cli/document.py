@@ -14,6 +14,8 @@ from vu_cli.session import Evidence, Measurement, Page
 from vu_core import Plan, Scorecard, Table
 from vu_core.config import as_dict
 from vu_core.score import scorecard_to_json
+from vu_core.sequence_record import SequencePlan, SequenceRecord
+from vu_core.sequence_record import to_json as sequence_to_json
 
 
 def text(noun: Any) -> str:
@@ -40,6 +42,12 @@ def content(noun: Any) -> Any:
         return {"title": noun.title, "rows": rows, "notes": list(noun.notes)}
     if isinstance(noun, Plan):
         return _plan(noun)
+    if isinstance(noun, SequencePlan):
+        plans = [_plan(plan) for plan in noun.plans]
+        told = {key: content(value) for key, value in _fields(noun).items() if key not in ("plans", "text")}
+        return {**told, "plans": plans}
+    if isinstance(noun, SequenceRecord):
+        return {"folder": str(noun.folder), **sequence_to_json(noun), "files": dict(noun.files)}
     if attrs.has(type(noun)):
         return {key: content(value) for key, value in _fields(noun).items()}
     return _plain(noun)

@@ -10,6 +10,7 @@ from vu_cli import numbers
 from vu_core import Plan, RunRecord
 from vu_core.config import Choice, RunConfig, plain
 from vu_core.config.run_config import wrapped
+from vu_core.sequence_record import SequencePlan
 from vu_core.units import bytes_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,23 @@ def of_plan(plan: Plan) -> Rows:
         ("disk", f"about {bytes_text(cost.disk)}"),
         ("images", f"{cost.images:,} to generate"),
         ("downloads", bytes_text(cost.downloads) if cost.downloads else "none"),
+    ]
+
+
+def of_sequence_plan(plan: SequencePlan) -> Rows:
+    """Return what the runs of a sequence share, and what all of them cost together."""
+    first, cost = plan.plans[0], plan.cost
+    own = ("data", "forget", "time", "memory", "disk", "images", "seed")
+    seeds = f"{plan.seeds[0]}" if len(plan.seeds) == 1 else f"{plan.seeds[0]} to {plan.seeds[-1]}"
+    return [
+        ("sequence", plan.name),
+        *(row for row in of_plan(first) if row[0] not in own),
+        ("data", first.manifest.name),
+        ("seeds", seeds),
+        ("time", f"about {numbers.duration(cost.seconds)} for all {len(plan.tasks) * len(plan.seeds)} runs"),
+        ("memory", f"about {bytes_text(cost.memory)}"),
+        ("disk", f"about {bytes_text(cost.disk)}"),
+        ("images", f"{cost.images:,} to generate"),
     ]
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 import attrs
 
 from vu_core import RecordError
-from vu_core.run_folder import state_of
+from vu_core.run_folder import can_be_resumed
 
 EXIT_STATUS = 130
 
@@ -51,9 +51,9 @@ class Interruption:
 
     @property
     def resumable(self) -> Path | None:
-        """The run folder, if it holds the beginning of a run and not yet its end."""
+        """The folder, if it holds the beginning of a run or of a sequence, and not yet its end."""
         with contextlib.suppress(RecordError):  # a folder that cannot be looked into cannot be resumed either
-            if self.folder is not None and state_of(self.folder) == "incomplete":
+            if self.folder is not None and can_be_resumed(self.folder):
                 return self.folder
         return None
 

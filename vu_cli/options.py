@@ -71,6 +71,10 @@ set_option = _set_option("Any key of the configuration, such as unlearner.traini
 set_measuring_option = _set_option("A key of [measure] or [metric.NAME], such as measure.split=validation.")
 seeds_option = click.option("--seeds", type=int, metavar="N", help="Seeds per item; short for --set measure.seeds=N.")
 
+reference_option = click.option(
+    "--reference", metavar="RUN", help="A finished run whose scores stand beside, such as that of a retrained model."
+)
+
 
 def measuring(settings: tuple[str, ...], **flags: Any) -> tuple[Override, ...]:
     """Return what the command line says about measuring; flags win over ``--set``.

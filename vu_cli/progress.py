@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -126,6 +126,7 @@ class State:
         stage: the stage that runs, or empty; began: when it began.
         task: the task of the last progress event.
         done: tasks of this stage that are finished.
+        sequence: what was told when a task of a sequence ended, for each that did.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -133,6 +134,7 @@ class State:
     began: float = 0.0
     task: Task | None = None
     done: list[Task] = attrs.field(factory=list)
+    sequence: list[Mapping[str, Any]] = attrs.field(factory=list)
 
     def worth_telling(self) -> list[Task]:
         """Return the finished tasks of this stage that took a while."""
@@ -145,6 +147,8 @@ class State:
             self.stage, self.began, self.task, self.done = event.stage, now, None, []
         elif event.type == "stage" and event.values.get("state") == "end":
             self.stage, self.task = "", None
+        elif event.type == "task" and event.values.get("state") == "end":
+            self.sequence.append(event.values)
         elif event.type == "progress":
             self._progress(event, now)
 
@@ -174,11 +178,25 @@ def sentence(event: Event) -> str:
         return f"note: {text}"
     if event.type == "warning":
         return f"warning: {text}"
+    if event.type == "task":
+        return _task_sentence(event)
     if event.type == "resume":
         step, total = event.values.get("step"), event.values.get("total")
         where = f" after step {step} of {total}" if step is not None else ""
         return f"continues with {event.values.get('from', event.stage)}{where}"
     return ""
+
+
+def _task_sentence(event: Event) -> str:
+    """Return the line that begins or ends a task of a sequence."""
+    values = event.values
+    seed = f", seed {values['seed']}" if values.get("seeds", 1) > 1 else ""
+    name = f": {values['name']}" if values.get("name") else ""
+    title = f"task {values['number'] + 1} of {values['planned']}{seed}"
+    if values["state"] == "begin":
+        return f"{title}{name}"
+    scores = (f"{key} {numbers.value(share, 'fraction')}" for key, share in values["scores"].items())
+    return f"{title} done in {numbers.duration(values['seconds'])}: {', '.join(scores)}".removesuffix(": ")
 
 
 @attrs.define

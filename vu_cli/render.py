@@ -20,13 +20,14 @@ from rich.spinner import Spinner
 from rich.table import Table as Grid
 from rich.text import Text
 
-from vu_cli import document, facts, numbers, outline
+from vu_cli import document, facts, numbers, outline, sequences
 from vu_cli.comparison import Comparison
 from vu_cli.progress import PlainWatcher, SilentWatcher, State, Watcher, sentence
 from vu_cli.session import Evidence, Measurement, Page, Session
 from vu_core import Event, Plan, RunRecord, Score, Scorecard, Table, VuError
 from vu_core.hookspecs import KINDS
 from vu_core.registry import Entry
+from vu_core.sequence_record import SequencePlan, SequenceRecord
 
 if TYPE_CHECKING:
     from vu_core.describe import Description, Parameter
@@ -101,7 +102,8 @@ def show(noun: Any, session: Session) -> int:
     elif noun is not None:
         target = console(session.out)
         first = noun[0] if isinstance(noun, list | tuple) and noun else noun
-        lead = [Text()] if isinstance(first, RunRecord) and target.is_terminal and not session.quiet else []
+        watched = isinstance(first, RunRecord | SequenceRecord) and target.is_terminal and not session.quiet
+        lead = [Text()] if watched else []
         _print(target, Group(*lead, _renderable(noun, target.width)))
     session.out.flush()
     if session.objection is None:
@@ -110,11 +112,13 @@ def show(noun: Any, session: Session) -> int:
     return session.objection.exit_status
 
 
-def show_plan(plan: Plan, folder: Path, session: Session) -> None:
+def show_plan(plan: Plan | SequencePlan, folder: Path, session: Session) -> None:
     """Print the plan before a real run, and how to stop it, unless only results are wanted."""
     if not (session.json or session.quiet):
-        stop = f"Ctrl-C; vu unlearn --resume {shlex.quote(str(folder))} goes on"
-        _print(console(session.out), Group(_plan(plan, ("stop", stop)), Text()))
+        stop = ("stop", f"Ctrl-C; vu unlearn --resume {shlex.quote(str(folder))} goes on")
+        target = console(session.out)
+        shown = _plan(plan, stop) if isinstance(plan, Plan) else _sequence_plan(plan, target.width, stop)
+        _print(target, Group(shown, Text()))
 
 
 def show_error(error: VuError, session: Session, report: str = "") -> None:
@@ -173,6 +177,8 @@ class LiveWatcher:
             self._live.start()
         if event.type == "stage" and event.values.get("state") == "end":
             self._console.print(self._ended(event), no_wrap=True, overflow="ellipsis")
+        elif event.type == "task" and event.values.get("state") == "end":
+            pass  # it becomes a row of the live table
         elif line := sentence(event):
             self._console.print(Text(f"  {line}", "yellow" if event.type == "warning" else ""))
         self._state.take(event)
@@ -188,6 +194,8 @@ class LiveWatcher:
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         state, task = self._state, self._state.task
+        if state.sequence:
+            yield _table(sequences.live(state.sequence), options.max_width)
         if not state.stage and task is None:
             return
         grid = Grid.grid(padding=(0, 2, 0, 0))
@@ -223,6 +231,10 @@ def _renderable(noun: Any, width: int) -> RenderableType:
         return _record(noun)
     if isinstance(noun, Plan):
         return _plan(noun)
+    if isinstance(noun, SequencePlan):
+        return _sequence_plan(noun, width)
+    if isinstance(noun, SequenceRecord):
+        return _sequence_record(noun, width)
     if isinstance(noun, Comparison):
         return _comparison(noun, width)
     if isinstance(noun, Sequence) and not noun:
@@ -332,12 +344,14 @@ def _cell(cell: Any) -> str:
 
 def _scorecard(card: Scorecard) -> RenderableType:
     right: dict[str, Any] = {"justify": "right", "no_wrap": True}
+    compared = any(score.reference is not None for score in card.scores)
     grid = _grid(
         [
             ("metric", {"overflow": "fold", "min_width": 18}),
             ("before", right),
             ("after", {**right, "style": "bold"}),
             ("change", right),
+            *([("reference", right)] if compared else []),
             ("unit", {"no_wrap": True}),
             ("n", right),
             ("95 % interval", {"justify": "right"}),
@@ -349,6 +363,7 @@ def _scorecard(card: Scorecard) -> RenderableType:
             numbers.value(score.before, score.unit),
             numbers.value(score.after, score.unit),
             Text(numbers.change(score), _change_style(score)),
+            *([numbers.value(score.reference, score.unit)] if compared else []),
             numbers.unit(score.unit),
             f"{score.n:,}",
             numbers.interval(score),
@@ -416,6 +431,20 @@ def _remarks(label: str, sentences: Sequence[str], style: str = "") -> Renderabl
 def _plan(plan: Plan, *further: tuple[str, str]) -> RenderableType:
     heading = Text(f"Plan {plan.run_id}", "bold")
     return Group(heading, _facts([*facts.of_plan(plan), *further]), _remarks("note", plan.notes))
+
+
+def _sequence_plan(plan: SequencePlan, width: int, *further: tuple[str, str]) -> RenderableType:
+    heading = Text(f"Plan of sequence {plan.run_id}", "bold")
+    rows = [*facts.of_sequence_plan(plan), *further]
+    return Group(heading, _facts(rows), Text(), _table(sequences.planned(plan), width), _remarks("note", plan.notes))
+
+
+def _sequence_record(record: SequenceRecord, width: int) -> RenderableType:
+    heading = Text.assemble((f"Sequence {record.run_id}", "bold"), f"  {record.method} on {record.model}")
+    parts: list[RenderableType] = [heading, Text(), _table(sequences.finished(record), width)]
+    if record.files:
+        parts += [Text(), Text.assemble("  Written to ", (f"{record.folder}/", "bold")), _facts(record.files.items())]
+    return Group(*parts, _remarks("note", record.notes))
 
 
 def _entries(entries: Sequence[Entry], width: int) -> RenderableType:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import attrs
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from vu_cli.progress import Heard
     from vu_core import Plan, RunRecord
     from vu_core.plugins import Plugins
+    from vu_core.sequence_record import SequencePlan, SequenceRecord
+
+
+RecordT = TypeVar("RecordT", "RunRecord", "SequenceRecord")
 
 
 @attrs.define(slots=False)
@@ -65,14 +69,14 @@ class Session:
         with silenced(), watcher(self) as watch:
             yield Heard(watch)
 
-    def announce(self, plan: Plan, folder: Path) -> None:
+    def announce(self, plan: Plan | SequencePlan, folder: Path) -> None:
         """Show a plan before its run starts, unless only results are wanted, and remember its folder for Ctrl-C."""
         from vu_cli.render import show_plan
 
         self.interruption.folder = folder
         show_plan(plan, folder, self)
 
-    def untold(self, record: RunRecord) -> RunRecord:
+    def untold(self, record: RecordT) -> RecordT:
         """Return a record without the notes that were shown with its plan already."""
         plan_was_shown = not (self.json or self.quiet)
         return attrs.evolve(record, notes=()) if plan_was_shown else record

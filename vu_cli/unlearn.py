@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import click
 
 from vu_cli import session as sessions
 from vu_cli.command import PositiveNumber, SectionedCommand
 from vu_cli.completion import names_of
-from vu_cli.options import overrides, set_option, shared
+from vu_cli.options import overrides, reference_option, set_option, shared
 from vu_cli.session import Session
 from vu_cli.silence import silenced
 from vu_core import ConfigError, Plan, RunRecord, UnlearnError
+from vu_core.sequence_record import SequencePlan, SequenceRecord
+
+RecordT = TypeVar("RecordT", RunRecord, SequenceRecord)
+Noun = RunRecord | Plan | SequenceRecord | SequencePlan
 
 SECTIONS = {
-    "What": ("method", "model", "data", "forget", "overwrite"),
+    "What": ("method", "model", "data", "forget", "overwrite", "sequence"),
     "How": ("weighting", "parameters", "regularizer", "seed", "device", "config", "settings"),
-    "Run": ("out", "resume", "dry_run", "max_minutes", "max_gb", "strict"),
+    "Run": ("out", "reference", "resume", "dry_run", "max_minutes", "max_gb", "strict"),
     "Output": ("quiet", "as_json", "help"),
 }
 NOT_OK = "VU-U052"
@@ -61,8 +65,15 @@ Examples:
     shell_complete=names_of("regularizer"),
     help="A penalty or projection. Repeatable.",
 )
+@click.option(
+    "--sequence",
+    metavar="NAME",
+    shell_complete=names_of("sequence"),
+    help="Forget the classes of the data in several tasks, one after the other.",
+)
 @click.option("--seed", type=int, metavar="N", help="Root of all random numbers; drawn and recorded when absent.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps.")
+@reference_option
 @click.option("-c", "--config", metavar="FILE", help="A TOML file with any key; a run.toml repeats its run.")
 @set_option
 @click.option("--out", metavar="DIR", help="The run folder itself; runs/<id> when absent.")
@@ -78,7 +89,7 @@ Examples:
 @click.option("--strict", is_flag=True, help="Exit with 6 when forgetting did not happen or the rest was damaged.")
 @shared(quiet=True)
 @click.pass_context
-def unlearn(context: click.Context, /, **flags: Any) -> RunRecord | Plan:
+def unlearn(context: click.Context, /, **flags: Any) -> Noun:
     """Make a model forget a concept, and measure what was forgotten and what was kept.
 
     Without options it starts the default run at once; --dry-run shows the plan of any run, and starts nothing.
@@ -94,29 +105,36 @@ def unlearn(context: click.Context, /, **flags: Any) -> RunRecord | Plan:
     return _execute(flags, session)
 
 
-def _execute(flags: Mapping[str, Any], session: Session) -> RunRecord | Plan:
-    from vu_core import pipeline
+def _execute(flags: Mapping[str, Any], session: Session) -> Noun:
+    from vu_core import pipeline, sequence
     from vu_core.stages.read import read
 
     config = Path(flags["config"]) if flags["config"] is not None else None
     raw = read(config, overrides(flags, flags["settings"]))
     budget = {"max_minutes": flags["max_minutes"], "max_gb": flags["max_gb"]}
+    if sequence.describes_sequence(raw):
+        if flags["dry_run"]:
+            with silenced():
+                return sequence.dry_run(raw, plugins=session.plugins, **budget)
+        return _watched(session, sequence.execute, raw, strict=flags["strict"], **budget)
     if flags["dry_run"]:
         with silenced():
             return pipeline.dry_run(raw, plugins=session.plugins, **budget)
     return _watched(session, pipeline.execute, raw, strict=flags["strict"], **budget)
 
 
-def _resume(folder: Path, session: Session, *, strict: bool) -> RunRecord:
-    from vu_core import pipeline
+def _resume(folder: Path, session: Session, *, strict: bool) -> RunRecord | SequenceRecord:
+    from vu_core import pipeline, sequence
 
     session.interruption.folder = folder
+    if sequence.holds_sequence(folder):
+        return _watched(session, sequence.resume, folder, strict=strict)
     return _watched(session, pipeline.resume, folder, strict=strict)
 
 
-def _watched(session: Session, work: Callable[..., RunRecord], *arguments: Any, **settings: Any) -> RunRecord:
+def _watched(session: Session, work: Callable[..., RecordT], *arguments: Any, **settings: Any) -> RecordT:
     """Run ``work`` with progress, show its plan, and keep its record if ``--strict`` objects."""
-    from vu_core import pipeline
+    from vu_core import pipeline, sequence
 
     with session.watching() as watch:
         try:
@@ -125,7 +143,9 @@ def _watched(session: Session, work: Callable[..., RunRecord], *arguments: Any, 
             if not settings["strict"] or objection.code != NOT_OK:
                 raise
             session.objection = objection
-            record = pipeline.read_record(Path(objection.where))
+            folder = Path(objection.where)
+            found = sequence if sequence.holds_sequence(folder) else pipeline
+            record = cast(RecordT, found.read_record(folder))
     return session.untold(record)
 
 

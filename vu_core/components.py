@@ -63,6 +63,21 @@ class Mixture:
         return combined(edits, self.weights, strategy=self.strategy, network=network)
 
 
+def runs_in(folders: Sequence[Path]) -> tuple[Path, ...]:
+    """Return run folders, the one of a sequence with a single seed as those of its tasks.
+
+    Raises:
+        RecordError: a sequence has several seeds, or no finished task (``VU-R142``).
+    """
+    found: list[Path] = []
+    for folder in folders:
+        tasks = sorted((folder / "tasks").glob("*"), key=lambda task: (len(task.name), task.name))
+        if (folder / run_folder.SEQUENCE).is_file() and not tasks:
+            raise run_folder.no_run(folder)
+        found += tasks if (folder / run_folder.SEQUENCE).is_file() else [folder]
+    return tuple(found)
+
+
 def taken_apart(folder: Path, plugins: Plugins) -> tuple[Mixture, Plan]:
     """Return what a finished run is made of: its one edit, or those of a composition; and its plan.
 
@@ -182,7 +197,7 @@ def _check_alike(first: Made, other: Made) -> None:
 def _common(plan: Plan) -> Mapping[str, Any]:
     """Return what must be equal: the model, wherever it lies, as its weights are compared; and the data."""
     tables = as_dict(plan.config)
-    own = ("model.ref", "data.forget", "data.overwrite")
+    own = ("model.ref", "model.edits", "data.forget", "data.overwrite")
     return {key: value for key, value in flat({name: tables[name] for name in ("model", "data")}) if key not in own}
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
+from vu_core.score import Scorecard
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -106,6 +108,28 @@ class Examples:
             if len(column) != len(self):
                 raise ValueError(f"column {name!r} has {len(column)} rows, but there are {len(self)} examples")
         return attrs.evolve(self, tensors={**self.tensors, **tensors})
+
+    def take(self, rows: Sequence[int]) -> Examples:
+        """Return the table of these rows, in this order; pixels are drawn as for the row of the new table.
+
+        Args:
+            rows: indices into the table.
+        """
+        chosen, load = tuple(rows), self.load
+
+        def loaded(row: int, generator: torch.Generator) -> Tensor:
+            if load is None:
+                raise TypeError("a table without pixels has none to load")
+            return load(chosen[row], generator)
+
+        return attrs.evolve(
+            self,
+            captions=tuple(self.captions[row] for row in chosen),
+            overwrites=None if self.overwrites is None else tuple(self.overwrites[row] for row in chosen),
+            labels={axis: tuple(values[row] for row in chosen) for axis, values in self.labels.items()},
+            load=None if load is None else loaded,
+            tensors={name: column[list(chosen)] for name, column in self.tensors.items()},
+        )
 
 
 @attrs.frozen(eq=False)
@@ -238,6 +262,11 @@ class Evaluation:
             `EvaluationItem.forget`.
         generation: ``steps`` and ``guidance`` of every image; filled in by the stage, from ``[measure]`` or the
             model.
+        train: what the run trained on, forget and retain, without augmentation; for metrics that say
+            ``uses_train = True``, filled in by the stage.
+        groups: further unseen examples by name, none of them in ``examples``: ``old``, what earlier tasks of a
+            sequence forgot. Those called ``missing`` are also among the retain ones: retained without training data.
+        reference: scores of the run that ``measure.reference`` names; filled in by the stage.
     """
 
     split: Split
@@ -248,6 +277,9 @@ class Evaluation:
     samples: tuple[EvaluationItem, ...] = ()
     concepts: tuple[Concept, ...] = ()
     generation: Mapping[str, float] = attrs.field(factory=dict)
+    train: tuple[Examples, Examples] | None = None
+    groups: Mapping[str, Examples] = attrs.field(factory=dict)
+    reference: Scorecard | None = None
 
 
 def digest(*parts: str | bytes) -> str:

@@ -104,7 +104,7 @@ def export(
     Raises:
         ConfigError: a setting of the exporter, or one of the numbers, cannot be used (``VU-C126``).
         PluginError: nobody brings the format, or the exporter failed or does not keep its contract (``VU-P005``).
-        PlanError: the exporter needs what the model lacks (``VU-L002``).
+        PlanError: the exporter needs what the model lacks (``VU-L002``), or the edit was made on others (``VU-L128``).
         RecordError: there is no run (``VU-R052``), ``out`` is taken (``VU-R124``) or cannot be written (``VU-R125``).
         EditError: the format cannot express the edit, or what was written does not reproduce it (``VU-E055``).
             Whatever is raised, nothing is left behind.
@@ -119,6 +119,7 @@ def export(
         bench.run.stage = "export"
         _check_needs(entry, bench)
         check_base(bench.model, bench.edit)
+        _check_lies_on_base(folder, bench.edit)
         edit, facts = _changed(bench, changes)
         with stage(bench.emit, "export"), _full_disk_told(out):
             files = _written(exporter, entry, edit, bench, staging)
@@ -180,6 +181,18 @@ def _check_needs(entry: Entry, bench: Workbench) -> None:
         )
 
 
+def _check_lies_on_base(folder: Path, edit: Edit) -> None:
+    """Object to an edit that was made on others: what is exported must be right on the base model as it is."""
+    if edit.parents:
+        raise PlanError(
+            "VU-L128",
+            f"The edit of {str(folder)!r} was made on {len(edit.parents)} earlier edits, and would be exported without "
+            "them.",
+            "Put them into one edit first: `vu compose` with their runs and this one; then export that run.",
+            where=str(folder),
+        )
+
+
 def _changed(bench: Workbench, changes: _Changes) -> tuple[Edit, dict[str, Any]]:
     """Return the edit that is written, and how it differs from the trained one."""
     from vu_core.adapters import densified, refit, scaled
@@ -223,9 +236,7 @@ def _denoiser_error(bench: Workbench, found: Edit, wanted: Edit) -> float | None
     model, network = bench.model, bench.model.network
     if not isinstance(model, Denoiser) or Capability.DENOISE not in model.facts.capabilities:
         return None
-    plan = bench.bench.plan
-    with asked(plan.config.data.entry, bench.bench.entries):
-        data = bench.bench.dataset.build(plan.selection, resolution=model.facts.resolution, run=bench.run)
+    plan, data = bench.bench.plan, bench.examples()
     with asked(plan.config.model.entry, bench.bench.entries), torch.no_grad():
         examples = model.prepare(_first(data.validation_forget or data.forget), bench.run)
         if not len(examples):

@@ -24,6 +24,7 @@ KINDS = (
     "metric",
     "audit",
     "exporter",
+    "sequence",
     "recipe",
     "command",
 )
@@ -103,6 +104,10 @@ class VuHooks:
     @hookspec
     def vu_register_exporters(self, register: Register) -> None:
         """Name exporters; targets are `vu_core.contracts.Exporter`."""
+
+    @hookspec
+    def vu_register_sequences(self, register: Register) -> None:
+        """Name sequences of runs; targets are `vu_core.contracts.Sequence`."""
 
     @hookspec
     def vu_register_recipes(self, register: Register) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from vu_core.data import Manifest, Selection
+from vu_core.data import Concept, Manifest, Selection, digest
 
 
 class Capability(StrEnum):
@@ -24,10 +24,16 @@ class Capability(StrEnum):
     """Which token of a caption is which row of its embedding: see `vu_core.contracts.Tokens`."""
     TRAJECTORY = "trajectory"
     """Latents on the way from noise to an image: see `vu_core.contracts.Trajectory`."""
+    BLOCKS = "blocks"
+    """Which weights belong to which transformer block: see `vu_core.contracts.Blocks`."""
+    FRESH = "fresh"
+    """Tensors as they are before any training: see `vu_core.contracts.Fresh`."""
     JUDGE = "judge"
     """The *data* names what is on an image."""
     UNSEEN = "unseen"
     """The *data* keeps examples of both sides out of training, in the part that ``measure.split`` names."""
+    UNSEEN_RETAIN = "unseen-retain"
+    """The *data* keeps retain examples out of training there; of a random part that is forgotten none can be."""
 
 
 @attrs.frozen
@@ -86,6 +92,7 @@ class Plan:
         model: facts of the model; manifest: facts of the data; selection: what is forgotten.
         cost: estimate; run_id: 12 hex digits; versions: of all distributions that take part.
         notes: sentences for the user (supplied overwrite, drawn seed, dropped candidates).
+        left_out, missing: what the table ``[subset]`` keeps out of training, as the data plugin understood it.
     """
 
     config: Any
@@ -96,3 +103,19 @@ class Plan:
     run_id: str
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    left_out: tuple[Concept, ...] = ()
+    missing: tuple[Concept, ...] = ()
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the model that the run begins with: of its weights as on disk, and of the edits that it carries."""
+        edits = [edit.digest for edit in self.config.edits]
+        return digest(self.model.base_hash, *edits) if edits else self.model.base_hash
+
+    @property
+    def data_digest(self) -> str:
+        """Hash of the examples that the run trains on: of the data, and of the subset that is drawn from it."""
+        subset = self.config.subset
+        if subset.whole:
+            return self.manifest.digest
+        return digest(self.manifest.digest, repr(subset), str(self.config.run.seed))

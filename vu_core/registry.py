@@ -26,6 +26,7 @@ FLAGS = {
     "parameters": "--parameters",
     "weighting": "--weighting",
     "regularizer": "--regularizer",
+    "sequence": "--sequence",
 }
 
 

@@ -42,6 +42,7 @@ def report_html(record: RunRecord, bench: Bench, images: Sequence[Image]) -> str
     """
     card = record.scorecard
     return template("report.html").substitute(
+        style=template("report.css").template,
         title=escape(title(record)),
         claim=escape(claim(record)),
         status=_status_html(card),
@@ -233,15 +234,23 @@ def _change_text(score: Score) -> str:
 
 
 HEADS = ("metric", "before", "after", "change", "n", "95 % interval", "")
+REFERENCE_AT = 4
+"""Place of the column of the reference, where a score has one."""
 
 
 def _score_table(scores: Sequence[Score]) -> str:
-    numeric = (False, True, True, True, True, False, False)
-    head = "".join(f"<th{_class(is_number)}>{name}</th>" for name, is_number in zip(HEADS, numeric, strict=True))
+    compared = any(score.reference is not None for score in scores)
+    heads: list[tuple[str, bool]] = list(zip(HEADS, (False, True, True, True, True, False, False), strict=True))
+    if compared:
+        heads.insert(REFERENCE_AT, ("reference", True))
+    numeric = [is_number for _, is_number in heads]
+    head = "".join(f"<th{_class(is_number)}>{name}</th>" for name, is_number in heads)
     rows = []
     for score in scores:
         seeds = f"; seeds {_range(score.seeds)}" if score.seeds else ""
         cells = [*map(escape, _cells(score)), f'<span class="quiet">{escape(score.help + seeds)}</span>']
+        if compared:
+            cells.insert(REFERENCE_AT, escape(value_text(score.reference, score.unit)))
         rows.append("".join(f"<td{_class(number)}>{cell}</td>" for cell, number in zip(cells, numeric, strict=True)))
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
@@ -316,7 +325,7 @@ def _configuration(bench: Bench) -> str:
         if value is None or key == "run.out":  # says where a run is kept, not what it is
             continue
         if value != shareable[key]:  # where it lies is nobody else's business; `run.toml` knows
-            value = f".../{PurePath(value).name}"
+            value = f".../{PurePath(value).name}" if isinstance(value, str) else [each[:12] for each in shareable[key]]
         origin = escape(short_origin(config.origins.get(key, "default")))
         shown = escape(json.dumps(value, default=str))
         cells = (f"<code>{escape(key)}</code>", f"<code>{shown}</code>", f'<span class="quiet">{origin}</span>')

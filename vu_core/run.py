@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class Run:
         resolve: finds another unlearner by name (base methods); emit_event: takes events; resuming: continues a folder.
         data_digest, base_hash: content keys for caches.
         edit: the edit that the model carries while a metric observes it after unlearning; ``None`` elsewhere.
+        task: number of the task in its sequence, from 0; 0 for a run of its own.
+        enter_pretrained: what `pretrained` enters; ``None`` when the model carries no earlier edits.
         attached: what `parameterise` has put on the model and `release` takes off again.
     """
 
@@ -76,6 +79,8 @@ class Run:
     stage: str = "unlearn"
     report: Report = attrs.field(factory=Report)
     edit: Edit | None = None
+    task: int = 0
+    enter_pretrained: Callable[[], AbstractContextManager[None]] | None = None
     attached: list[Theta] = attrs.field(factory=list)
 
     def generator(self, name: str, *keys: object) -> torch.Generator:
@@ -93,8 +98,9 @@ class Run:
         return torch.Generator().manual_seed(self.draw_seed(name, *keys))
 
     def draw_seed(self, name: str, *keys: object) -> int:
-        """Return the 63-bit seed behind `generator`."""
-        text = "\0".join([str(self.seed), name, *map(repr, keys)])
+        """Return the 63-bit seed behind `generator`; every task of a sequence has others."""
+        root = f"{self.seed} task {self.task}" if self.task else str(self.seed)
+        text = "\0".join([root, name, *map(repr, keys)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def emit(self, type: str, *, durable: bool = True, **values: Any) -> None:
@@ -135,6 +141,14 @@ class Run:
         if not getattr(attribution, "checks_scores", False):  # the cache does, before it keeps any
             require_finite(scores, getattr(attribution, "name", type(attribution).__name__))
         return scores
+
+    def pretrained(self) -> AbstractContextManager[None]:
+        """Let the model compute as its files say while entered, without ``model.edits``.
+
+        Call it inside ``theta.base()``, or while nothing is attached. For teachers and prototypes of the original
+        model in a sequence of tasks; where the model carries no earlier edits, it changes nothing.
+        """
+        return nullcontext() if self.enter_pretrained is None else self.enter_pretrained()
 
     def unlearner(self, name: str, **settings: Any) -> Unlearner[Any]:
         """Return another unlearner by name, for methods that wrap one (``base_method``)."""

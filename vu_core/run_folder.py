@@ -31,6 +31,8 @@ INTERFERENCE = "interference.json"
 """Tells of a composed run which edit hurts which concept."""
 CONFLICT = "gradient-conflict.json"
 """Tells of a trained run how the gradients of forgetting and keeping agree."""
+SEQUENCE = "sequence.toml"
+"""Lies in the folder of a sequence of runs, instead of ``run.toml``; the runs are in folders below it."""
 LOCK = ".lock"
 FREQUENT = ("progress", "gradient_conflict")
 """Types of events that come with every step of training."""
@@ -55,6 +57,17 @@ def state_of(folder: Path) -> State:
     if RUN not in names:
         return "foreign" if names else "empty"
     return "complete" if {EDIT, SCORES, CARD} <= names else "incomplete"
+
+
+def can_be_resumed(folder: Path) -> bool:
+    """Tell whether ``folder`` holds the beginning of a run, or of a sequence of runs, and not yet its end.
+
+    Raises:
+        RecordError: the system does not let us look (``VU-R056``).
+    """
+    state = state_of(folder)
+    sequence = state == "foreign" and (folder / SEQUENCE).is_file()
+    return not (folder / CARD).exists() if sequence else state == "incomplete"
 
 
 def reserve(out: str | None, run_id: str) -> tuple[Path, bool]:
@@ -113,9 +126,11 @@ def _occupied(folder: Path, state: State) -> RecordError:
         "complete": "holds a finished run",
         "foreign": "is not an empty folder",
     }[state]
+    if state == "foreign" and (folder / SEQUENCE).is_file():
+        what, state = "holds a sequence of runs", "incomplete" if can_be_resumed(folder) else "complete"
     remedies = {
         "incomplete": f"Continue it with `vu unlearn --resume {shlex.quote(str(folder))}`, or choose another --out.",
-        "complete": "Choose another --out; a finished run is never overwritten.",
+        "complete": "Choose another --out; what is finished is never overwritten.",
         "foreign": "Choose an --out that is empty or does not exist yet.",
     }
     return RecordError("VU-R050", f"{str(folder)!r} {what}.", remedies[state], where="run.out")
@@ -339,18 +354,26 @@ def unreadable(path: Path, why: str) -> RecordError:
     )
 
 
-def changed_since(folder: Path, changed: Sequence[str], *, doing: str = "go on") -> RecordError:
-    """Return the error for a run whose surroundings are no longer those of its beginning."""
+def changed_since(folder: Path, changed: Sequence[str], *, doing: str = "go on", file: str = RUN) -> RecordError:
+    """Return the error for a run, or a sequence, whose surroundings are no longer those of its beginning."""
     return RecordError(
         "VU-R053",
         f"The run {str(folder)!r} cannot {doing}: since it began, these have changed: {', '.join(changed)}.",
-        f"Put back what it began with, or start anew: `vu unlearn -c {shlex.quote(str(folder / RUN))}`.",
+        f"Put back what it began with, or start anew: `vu unlearn -c {shlex.quote(str(folder / file))}`.",
         where=str(folder),
     )
 
 
 def no_run(folder: Path) -> RecordError:
     """Return the error for a folder that holds no run."""
+    if (folder / SEQUENCE).is_file():
+        places = sorted(str(path.parent) for path in folder.glob(f"**/{RUN}"))
+        return RecordError(
+            "VU-R142",
+            f"{str(folder)!r} holds a sequence of runs, where one run is needed.",
+            f"Name one of its tasks: {', '.join(places) if places else 'none has begun yet'}.",
+            where=str(folder),
+        )
     return RecordError(
         "VU-R052",
         f"There is no run in {str(folder)!r}.",

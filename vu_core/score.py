@@ -25,6 +25,7 @@ class Score:
         seeds: the seeds that were used, empty where none are; fingerprint: hash of everything that defines the metric.
         help: one line for the reader.
         change_low, change_high: paired 95 % interval of ``change`` (absent where none is defined).
+        reference: the same score of the run that ``measure.reference`` names, ``after`` its own edit.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Score:
     help: str = ""
     change_low: float | None = None
     change_high: float | None = None
+    reference: float | None = None
 
     @property
     def change(self) -> float | None:

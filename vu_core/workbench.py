@@ -20,8 +20,8 @@ from vu_core.blame import asked
 from vu_core.config import Override, RawConfig
 from vu_core.contracts import Host, Model, TextToImage
 from vu_core.data import ForgetRetain
-from vu_core.edit import Edit
-from vu_core.errors import ConfigError, DataError, EditError, MeasureError
+from vu_core.edit import Edit, Replace
+from vu_core.errors import ConfigError, DataError, EditError, MeasureError, PlanError
 from vu_core.event import Event
 from vu_core.plan import Plan
 from vu_core.record import RunRecord
@@ -72,9 +72,10 @@ class Workbench:
         Raises:
             DataError: from the data plugin.
         """
-        plan = self.bench.plan
-        with asked(plan.config.data.entry, self.bench.entries):
-            return self.bench.dataset.build(plan.selection, resolution=self.model.facts.resolution, run=self.run)
+        from vu_core.stages.load import training_data
+
+        bench = self.bench
+        return training_data(bench.dataset, bench.model, bench.plan, self.run, bench.entries)
 
     def measure(self, edit: Edit | None = None) -> Scorecard:
         """Ask the metrics of the run about its model under ``edit``; its own edit when absent.
@@ -200,6 +201,7 @@ def compose(
 
     Raises:
         EditError: a component was made for other weights (``VU-E053``).
+        PlanError: one holds whole new tensors, made on other edits (``VU-L127``).
         VuError: as `vu_core.pipeline.execute`.
     """
     from vu_core.adapters import edit_digest, save_edit
@@ -294,8 +296,41 @@ def components_of(folder: Path, digests: Sequence[str]) -> tuple[Component, ...]
     return tuple(Component(edit, *each) for edit, each in zip(edits, concepts, strict=True))
 
 
+def _on_the_base(raw: RawConfig, components: Sequence[Component]) -> RawConfig:
+    """Return a configuration without what belongs to one task of a sequence: its subset, and the edits of others.
+
+    The edits of tasks that lie on each other are added to the base model, with or without those below. Only where all
+    were made on the same earlier edits does the model keep carrying these.
+    """
+    own = {("subset",), ("run", "task")}
+    if len({component.edit.parents for component in components}) > 1:
+        own.add(("model", "edits"))
+    values = {
+        table: {key: value for key, value in entries.items() if (table, key) not in own}
+        if isinstance(entries, Mapping)
+        else entries
+        for table, entries in raw.values.items()
+        if (table,) not in own
+    }
+    names = {".".join(each) for each in own}
+    origins = {
+        key: place for key, place in raw.origins.items() if not any(key == n or key.startswith(f"{n}.") for n in names)
+    }
+    return RawConfig(values, origins, raw.replaced)
+
+
 def _check_one_base(components: Sequence[Component]) -> None:
     first = components[0].edit
+    if len({component.edit.parents for component in components}) > 1:
+        for component in components:
+            edit = component.edit
+            if edit.parents and any(isinstance(part, Replace) for _, part in edit):
+                raise PlanError(
+                    "VU-L127",
+                    f"The edit that forgets {', '.join(component.forget)} holds whole new tensors, made on "
+                    f"{len(edit.parents)} earlier edits: it cannot be added to others without counting these twice.",
+                    "Compose tasks that were trained with --parameters lora, whose changes add up.",
+                )
     for component in components[1:]:
         if component.edit.base != first.base:
             raise EditError(
@@ -328,7 +363,7 @@ def _like(
     overrides.append(Override("data.forget", tuple(forget), "--forget"))
     # Where one of them has none, the data says again what takes the places; those of the other run are not theirs.
     overrides.append(Override("data.overwrite", overwrite if all(overwrite) else (), "--overwrite"))
-    raw = read(folder / run_folder.RUN, overrides)
+    raw = _on_the_base(read(folder / run_folder.RUN, overrides), components)
     gone = ("unlearner", "weighting", "regularizer")
     values = {key: value for key, value in raw.values.items() if key not in gone}
     origins = {key: place for key, place in raw.origins.items() if key.partition(".")[0] not in gone}

@@ -42,12 +42,14 @@ def test_measure_hands_settings_on_and_prints_the_scorecard(vu, monkeypatch, sco
     assert "warning: The data has changed." in quiet.out
     assert str(Path("runs/x/scores-validation-10.json")) in quiet.out
     seen.clear()
-    vu("measure", "runs/x", "--seeds", "10", "--split", "validation", "--set", "measure.samples=0")
+    flags = ("--seeds", "10", "--split", "validation", "--reference", "runs/y")
+    vu("measure", "runs/x", *flags, "--set", "measure.samples=0")
     assert seen["folder"] == Path("runs/x")
     assert seen["overrides"] == [
         ("measure.samples", 0, "--set"),
         ("measure.seeds", 10, "--seeds"),
         ("measure.split", "validation", "--split"),
+        ("measure.reference", "runs/y", "--reference"),
     ]
 
 

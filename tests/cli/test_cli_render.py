@@ -36,6 +36,17 @@ def test_the_table_of_scores(monkeypatch, scorecard):
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_column_for_the_reference_where_there_is_one(monkeypatch, scorecard, columns):
+    first, *others = scorecard.scores
+    beside = attrs.evolve(scorecard, scores=(attrs.evolve(first, reference=0.8125), *others))
+    without, shown = (text(card, monkeypatch, columns) for card in (scorecard, beside))
+    assert "reference" not in without
+    assert "reference" in shown
+    assert "81.2" in next(line for line in shown.splitlines() if line.strip().startswith("ua"))
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_nothing_is_wider_than_the_terminal_and_no_line_ends_in_blanks(monkeypatch, columns, record, plan, scorecard):
     small = Score("forget_gap", 3.111e-05, "mse", "up", 4, 0.0, 2.9e-05, 3.3e-05)
     card = attrs.evolve(scorecard, scores=(*scorecard.scores, small))

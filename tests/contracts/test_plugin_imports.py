@@ -108,7 +108,7 @@ def test_slow_libraries_are_imported_where_they_are_used(directory: Path, path: 
 @pytest.mark.parametrize("directory", PLUGINS, ids=lambda value: value.name)
 def test_everything_imported_is_declared(directory: Path) -> None:
     """What a plugin imports is its own, of the standard library, or a dependency that its pyproject names."""
-    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+    names = {"pil": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     allowed, home = dependencies(directory), MODULE_OF[directory.name]
     for path in sorted(directory.glob("src/**/*.py")):
         for module, _, _, line in imports(path):

@@ -14,9 +14,11 @@ import torch
 
 import vu_core.testing as kit
 from vu_core import (
+    Capability,
     DataError,
     EvaluationItem,
     Run,
+    TransformerBlock,
     setting,
 )
 from vu_core.testing import toys
@@ -236,6 +238,132 @@ CLASSIFIER: list[tuple[str, Callable[[], type[Any]], str]] = [
 ]
 
 
+class BlockNetwork(torch.nn.Module):
+    """Pooled pixels, two feed-forward networks beside shortcuts, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)) for _ in range(2)
+        )
+        self.fc = torch.nn.Linear(3, 3)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean(dim=(2, 3))
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(self.features(x))
+
+
+class ToyTransformer(ToyClassifier):
+    """A classifier that tells its blocks and can be made anew."""
+
+    def __init__(self, weights_seed: int = 0) -> None:
+        super().__init__(weights_seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(weights_seed)
+            self._classifier = BlockNetwork()  # type: ignore[assignment]
+        self.network = torch.nn.ModuleDict({"classifier": self._classifier}).requires_grad_(False).eval()
+
+    def blocks(self) -> tuple[TransformerBlock, ...]:
+        return (block_of(0), block_of(1))
+
+    def fresh(self, seed: int) -> dict[str, torch.Tensor]:
+        return dict(ToyTransformer(seed).network.state_dict())
+
+
+def block_of(place: int, first: int = 0, second: int = 2) -> TransformerBlock:
+    name = f"classifier.blocks.{place}"
+    return TransformerBlock(name, (f"{name}.{first}.weight", f"{name}.{second}.weight"))
+
+
+def transformer(**attributes: Any) -> Callable[[], type[Any]]:
+    """ToyTransformer with attributes replaced."""
+
+    def load(self: Any, *, device: str, precision: str) -> Any:
+        return type("BrokenTransformer", (ToyTransformer,), attributes)(self.config.weights_seed)
+
+    def inspect_(self: Any) -> Any:
+        capabilities = frozenset({Capability.CLASSIFY, Capability.BLOCKS, Capability.FRESH})
+        return attrs.evolve(toys.ToyClassifierModel.inspect(self), capabilities=capabilities)
+
+    return lambda: case(kit.ModelTests, but(toys.ToyClassifierModel, load=load, inspect=inspect_))
+
+
+def named(*blocks: TransformerBlock) -> Callable[[], type[Any]]:
+    return transformer(blocks=lambda self: blocks)
+
+
+def draws_in_public(self: Any, seed: int) -> dict[str, torch.Tensor]:
+    torch.rand(1)
+    return ToyTransformer.fresh(self, seed)
+
+
+def fresh(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[], type[Any]]:
+    return transformer(fresh=lambda self, seed: change(ToyTransformer.fresh(self, seed)))
+
+
+TRANSFORMER: list[tuple[str, Callable[[], type[Any]], str]] = [
+    ("test_the_head_reads_the_features", classifier(head="classifier.hidden"), "are not the features"),
+    ("test_blocks_are_in_the_network", named(), "no block"),
+    ("test_blocks_are_in_the_network", named(block_of(0), block_of(0)), "two blocks have one name"),
+    ("test_blocks_are_in_the_network", named(block_of(0, 0, 0)), "named twice"),
+    ("test_blocks_are_in_the_network", named(block_of(2)), "has no module"),
+    ("test_blocks_are_in_the_network", named(block_of(0, 0, 1)), "has no weights"),
+    ("test_blocks_are_in_the_network", named(block_of(0, 2, 0)), "is 3 wide between 5"),
+    (
+        "test_blocks_are_in_the_network",
+        named(TransformerBlock("classifier.blocks.0", block_of(1).ffn)),
+        "lie outside of the block",
+    ),
+    (
+        "test_blocks_are_in_the_network",
+        named(attrs.evolve(block_of(0), ffn=("classifier.blocks.0.0.weight", "classifier.blocks.0.2.bias"))),
+        "not (m, d) and (d, m)",
+    ),
+    ("test_blocks_are_in_the_order_of_the_network", named(block_of(1), block_of(0)), "are computed in the order"),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        transformer(fresh=lambda self, seed: ToyTransformer.fresh(self, next(COUNTER))),
+        "one seed gave two networks",
+    ),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        transformer(fresh=lambda self, seed: ToyTransformer.fresh(self, 7)),
+        "two seeds gave one network",
+    ),
+    ("test_fresh_tensors_follow_their_seed", transformer(fresh=draws_in_public), "torch random numbers"),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        transformer(fresh=lambda self, seed: (self.network.train(), ToyTransformer.fresh(self, seed))[1]),
+        "another mode",
+    ),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        fresh(lambda tensors: {name: value.half() for name, value in tensors.items()}),
+        "not torch.float32",
+    ),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        fresh(lambda tensors: {name.removeprefix("classifier."): value for name, value in tensors.items()}),
+        "not in the network",
+    ),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        fresh(lambda tensors: {name: value for name, value in tensors.items() if not name.endswith("fc.bias")}),
+        "no fresh tensor for",
+    ),
+    (
+        "test_fresh_tensors_follow_their_seed",
+        fresh(lambda tensors: {name: value[None] for name, value in tensors.items()}),
+        "is (1, ",
+    ),
+]
+
+
 def generative_facts() -> type[Any]:
     return facts(generation={})()
 
@@ -306,6 +434,7 @@ MODEL: list[Broken] = [
         ("test_way_of_a_row_is_its_own", model(denoise_partly=deaf_way), "prompt changes nothing"),
         ("test_model_is_left_alone", model(prepare=training_mode), "another mode"),
         *CLASSIFIER,
+        *TRANSFORMER,
     ]
 ]
 
@@ -389,6 +518,16 @@ def unsteady_images(built: Any) -> Any:
     return attrs.evolve(built, forget=attrs.evolve(built.forget, load=lambda r, g: load(r, g) * (1 - shift)))
 
 
+def always_anew(built: Any) -> Any:
+    return attrs.evolve(built, retain=attrs.evolve(built.retain, reload=True))
+
+
+def noisy(built: Any) -> Any:
+    load = built.forget.load
+    drawn = attrs.evolve(built.forget, load=lambda r, g: load(r, g) * torch.rand(1, generator=g))
+    return attrs.evolve(built, forget=drawn)
+
+
 def swapped(built: Any) -> Any:
     return attrs.evolve(built, retain=attrs.evolve(built.forget, side="retain", overwrites=None))
 
@@ -433,6 +572,7 @@ DATA: list[Broken] = [
         ),
         ("test_concepts_are_understood", data(parse=selects(overwrite=None)), "no overwrite"),
         ("test_concepts_are_understood", data(parse=selects(text="red")), "not those of the flags"),
+        ("test_concepts_are_understood", data(has_overwrites=False), "has an overwrite"),
         ("test_an_unknown_concept_is_a_data_error", data(parse=anything), "DID NOT RAISE"),
         ("test_metrics_are_named", data(metrics=()), "no default metrics"),
         (
@@ -452,6 +592,19 @@ DATA: list[Broken] = [
         ),
         ("test_sides_are_what_they_say", data(build=builds(swapped)), "of retain shows"),
         ("test_sides_are_what_they_say", data(build=builds(unwritten)), "overwrite caption is empty"),
+        (
+            "test_sides_are_what_they_say",
+            data(has_overwrites=False, parse=selects(overwrite=None)),
+            "there are overwrite captions",
+        ),
+        ("test_images_stand_still_while_measured", data(build=builds(always_anew)), "change at every step"),
+        ("test_images_stand_still_while_measured", data(build=builds(noisy)), "the generator changes"),
+        ("test_every_class_can_be_forgotten", data(classes=lambda self: {"red": "colour:rot"}), "is listed as"),
+        (
+            "test_every_class_can_be_forgotten",
+            data(classes=lambda self: {"red": "colour:red"}, parse=selects(text="red")),
+            "understood as something else",
+        ),
         ("test_pixels_are_images", data(build=builds(brighter)), "leave [-1, 1]"),
         ("test_pixels_are_images", data(has_images=False), "has_images is False, but there are images"),
         ("test_held_out_is_not_touched_by_build", data(build=leaks), "held-out images are in"),

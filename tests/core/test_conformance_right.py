@@ -15,6 +15,7 @@ from vu_core.testing import (
     ModelTests,
     ParametersTests,
     RegularizerTests,
+    SequenceTests,
     ToyAttribution,
     ToyBrightness,
     ToyClassifierModel,
@@ -23,6 +24,7 @@ from vu_core.testing import (
     ToyExporter,
     ToyModel,
     ToyPenalty,
+    ToySequence,
     ToyWeighting,
     UnlearnerTests,
     WeightingTests,
@@ -37,6 +39,10 @@ class TestToyModel(ModelTests):
 class TestToyClassifier(ModelTests):
     plugin = ToyClassifierModel
     label_axis = "colour"
+
+
+class TestToySequence(SequenceTests):
+    plugin = ToySequence
 
 
 class TestToyData(DatasetTests):

@@ -146,7 +146,9 @@ CASES: dict[str, dict[str, Any]] = {
 def test_the_class_is_forgotten_and_the_others_are_kept(case: str, plugins: Plugins, raw: Raw) -> None:
     record = execute(raw(**CASES[case]), plugins=plugins)
     found = scores(record)
-    before, after, unseen = found["ua"]
+    before, after, forgotten = found["ua"]
+    unseen = found["test_forget_accuracy"][2]
+    assert found["ra"][2] == 3 * forgotten
     assert before is not None
     assert before <= 0.2 < 0.8 <= after
     assert found["forget_accuracy"][1] == pytest.approx(1 - after)

@@ -2,6 +2,7 @@
 
 from vu_core.adapters.applying import apply_edit, check_fits, compose
 from vu_core.adapters.arithmetic import STRATEGIES, combined, negated, scaled
+from vu_core.adapters.carrying import Carried
 from vu_core.adapters.deltas import DeltaSize, delta_size, zero_fraction
 from vu_core.adapters.full import Full, FullConfig, FullTheta, difference
 from vu_core.adapters.layers import Factors, LoraLayer, Switch
@@ -13,6 +14,7 @@ from vu_core.edit_file import edit_digest, load_edit, save_edit
 __all__ = [
     "STRATEGIES",
     "SUBSETS",
+    "Carried",
     "DeltaSize",
     "Factors",
     "Full",

@@ -112,7 +112,7 @@ def combined(
     the cases above hold with weights of the tensor's own.
 
     Args:
-        edits: at least one, of the same base and parents.
+        edits: at least one, of the same base; with a `Replace` part among them, of the same parents, too.
         weights: one per edit, finite; 0 leaves it out, with ``orthogonal`` after the others have given way to it.
         strategy: ``sum`` or ``orthogonal``.
         network: the network they were made for; only `Replace` parts need it.
@@ -176,8 +176,10 @@ def _check_arguments(edits: Sequence[Edit], weights: Sequence[float], strategy: 
         problem = f"There is no strategy {strategy!r}.{did_you_mean(strategy, STRATEGIES)}"
         raise unusable(problem, f"Choose one of: {', '.join(STRATEGIES)}.")
     first = edits[0]
+    whole = any(isinstance(part, Replace) for edit in edits for _, part in edit)
     for edit in edits[1:]:
-        if (edit.base, edit.parents) != (first.base, first.parents):
+        # Changes that are added mean the same wherever they lie; a whole tensor holds what its parents changed, too.
+        if edit.base != first.base or (whole and edit.parents != first.parents):
             on = "edits of the same weights"
             if edit.base != first.base:
                 on = f"weights ({first.base[:12] or '(not named)'} and {edit.base[:12] or '(not named)'})"

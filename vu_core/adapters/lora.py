@@ -31,6 +31,11 @@ class LoraConfig:
     rank: int = setting(4, help="rows of A and columns of B", ge=1)
     alpha: float = setting(4.0, help="strength: the change is (alpha / rank) * B A", gt=0)
     dropout: float = setting(0.0, help="share of the inputs of the change dropped in training", ge=0, lt=1)
+    init: str = setting(
+        "normal",
+        help="how A is drawn: normal with deviation 1 / rank, or kaiming: uniform in +-1 / sqrt(in)",
+        choices=("normal", "kaiming"),
+    )
     targets: tuple[str, ...] = setting(
         ATTENTION,
         help="ends of module names; a component in front reaches other components; the default means every linear map "
@@ -41,8 +46,8 @@ class LoraConfig:
 class Lora:
     """Train a low-rank change of linear maps and convolutions: ``W + (alpha / rank) * B A``.
 
-    A is drawn from a normal distribution with standard deviation ``1 / rank`` (per module its own generator of the
-    run), B is zero, so that the untouched adapter changes nothing, bit for bit. Factors are float32, whatever the base
+    A is drawn from a normal distribution with standard deviation ``1 / rank``, or uniformly in ``+-1 / sqrt(in)`` with
+    ``init = "kaiming"`` (per module its own generator of the run), B is zero, so that the untouched adapter changes nothing, bit for bit. Factors are float32, whatever the base
     is.
 
     Source:
@@ -114,7 +119,11 @@ class Lora:
 
     def _draw(self, name: str, weight: Tensor, mask: Tensor | None, run: Run) -> Factors:
         rank, generator = self.config.rank, run.generator("lora", name)
-        a = torch.randn(rank, weight[0].numel(), generator=generator) / rank  # (rank, in)
+        width = weight[0].numel()
+        if self.config.init == "kaiming":  # kaiming-uniform with a = sqrt(5)
+            a = (2 * torch.rand(rank, width, generator=generator) - 1) / width**0.5  # (rank, in)
+        else:
+            a = torch.randn(rank, width, generator=generator) / rank  # (rank, in)
         b = torch.zeros(weight.shape[0], rank)  # (out, rank)
         device, precision = weight.device, torch.promote_types(weight.dtype, torch.float32)
         return Factors(

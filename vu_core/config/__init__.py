@@ -15,7 +15,7 @@ stages that take them: they load cattrs, which ``vu --help`` and ``vu list-plugi
 """
 
 from vu_core.config.raw import FLAG_KEYS, Override, RawConfig, parse_set
-from vu_core.config.run_config import RESERVED, Choice, MeasureSettings, RunConfig, RunSettings
+from vu_core.config.run_config import RESERVED, Choice, MeasureSettings, RunConfig, RunSettings, SubsetSettings
 from vu_core.config.tables import as_dict, flat, identity, plain, run_id, short_origin, to_toml
 from vu_core.config.toml_text import dotted, lines_of_keys, toml_value
 
@@ -28,6 +28,7 @@ __all__ = [
     "RawConfig",
     "RunConfig",
     "RunSettings",
+    "SubsetSettings",
     "as_dict",
     "dotted",
     "flat",

@@ -20,9 +20,11 @@ FLAG_KEYS = {
     "--weighting": "weighting.name",
     "--parameters": "unlearner.parameters.name",
     "--regularizer": "regularizer",
+    "--sequence": "sequence.name",
     "--seed": "run.seed",
     "--device": "run.device",
     "--out": "run.out",
+    "--reference": "measure.reference",
 }
 """The configuration key that each flag of ``vu unlearn`` is short for; repeatable flags carry a tuple of texts."""
 

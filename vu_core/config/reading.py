@@ -131,7 +131,8 @@ class Reading:
     def core_table(self, config: type[Any], path: str, between: Sequence[Layer] = ()) -> Any:
         """Return the instance of a table of the core, or ``None`` after noting what is wrong."""
         layers = [default_layer(attrs.resolve_types(config), "default"), *between, self.user_layer(path)]
-        return self._built(config, layers, path)
+        built = self._built(config, layers, path)
+        return None if built is None else _settled(built)
 
     def choice(self, entry: Entry, path: str, layers: Sequence[Layer], ref: str = "") -> Choice | None:
         """Return a plugin with its settings, or ``None`` after noting what is wrong."""

@@ -8,16 +8,18 @@ from typing import Any
 
 import attrs
 
+from vu_core.earlier_edits import EarlierEdit
 from vu_core.registry import Entry, Registry
 from vu_core.setting import setting
 
 RESERVED: Mapping[str, tuple[str, ...]] = {
-    "model": ("name", "ref"),
+    "model": ("name", "ref", "edits"),
     "dataset": ("name", "ref", "forget", "overwrite"),
     "unlearner": ("method", "parameters", "attribution"),
     "parameters": ("name",),
     "attribution": ("name",),
     "weighting": ("name",),
+    "sequence": ("name", "seeds"),
 }
 """Keys of a kind's table that belong to the table itself: no ``Config`` of the kind may have a field of that name."""
 
@@ -35,6 +37,7 @@ class RunSettings:
     seed: int | None = setting(
         None, help="root of all random numbers; drawn, printed and recorded when absent", ge=0, lt=2**63
     )
+    task: int = setting(0, help="number of the task in its sequence; every task draws its own numbers", ge=0)
     device: str = setting("cpu", help="cpu, cuda, cuda:1, mps", check=_device)
     precision: str = setting("fp32", help="precision of the frozen model", choices=("fp32", "bf16", "fp16"))
     threads: int | None = setting(None, help="CPU threads; all cores when absent", ge=1)
@@ -51,6 +54,31 @@ class MeasureSettings:
     samples: int = setting(4, help="images in the report, before and after; 0 = none", ge=0)
     steps: int | None = setting(None, help="sampling steps; those of the model when absent", ge=1)
     guidance: float | None = setting(None, help="guidance scale; that of the model when absent", ge=0)
+    reference: str | None = setting(
+        None, help="folder of a finished run, such as a retrained model, whose scores stand beside", path=True
+    )
+
+
+@attrs.frozen
+class SubsetSettings:
+    """Table ``[subset]``: which of the examples that the data builds are trained on.
+
+    The draw hangs on ``run.seed`` and the labels of the examples alone, so that all methods get the same one.
+    """
+
+    fraction: float = setting(1.0, help="share of the training examples of every class", gt=0, le=1)
+    per_class: int | None = setting(None, help="training examples of every class: exactly so many", ge=1)
+    leave_out: tuple[str, ...] = setting((), help="concepts in neither side, such as those forgotten earlier")
+    missing: tuple[str, ...] = setting((), help="concepts that are retained without any training example")
+
+    def __attrs_post_init__(self) -> None:
+        if self.per_class is not None and self.fraction < 1:
+            raise ValueError("says both fraction and per_class: set one of them")
+
+    @property
+    def whole(self) -> bool:
+        """Everything is trained on."""
+        return self == SubsetSettings()
 
 
 @attrs.frozen
@@ -82,6 +110,8 @@ class RunConfig:
         forget, overwrite: as the user wrote them.
         regularizers: in the order given.
         metrics: what is measured, in order: those of ``measure.metrics``, else those that the data names.
+        edits: ``model.edits``, what the model carries before the run, from the oldest to the newest.
+        subset: the table of this name.
         origins: for every dotted key, where its value comes from: ``default of fade``, ``run.toml:12``, ``--seed``, ...
         notes: sentences for the user about how the configuration was understood.
     """
@@ -98,6 +128,8 @@ class RunConfig:
     attribution: Choice | None = None
     regularizers: tuple[Choice, ...] = ()
     metrics: tuple[Choice, ...] = ()
+    edits: tuple[EarlierEdit, ...] = ()
+    subset: SubsetSettings = attrs.field(factory=SubsetSettings)
     origins: Mapping[str, str] = attrs.field(factory=dict, eq=False)
     notes: tuple[str, ...] = attrs.field(default=(), eq=False)
 

@@ -59,17 +59,21 @@ def as_dict(config: RunConfig, *, places: bool = True) -> dict[str, Any]:
         if choice is not None:
             unlearner[axis] = table(choice)
     asked = {"forget": list(config.forget), "overwrite": list(config.overwrite)}
+    edits = [edit.path if places else edit.digest for edit in config.edits]
+    carried = {"edits": edits} if edits else {}
     tables: dict[str, Any] = {
         "run": plain(config.run),
-        "model": {**referring(config.model), **table(config.model)},
+        "model": {**referring(config.model), **carried, **table(config.model)},
         "data": {**referring(config.data), **asked, **table(config.data)},
         "unlearner": unlearner,
     }
+    if not config.subset.whole:
+        tables["subset"] = plain(config.subset)
     if config.weighting is not None:
         tables["weighting"] = table(config.weighting)
     if config.regularizers:
         tables["regularizer"] = {each.name: plain(each.config, places=places) for each in config.regularizers}
-    tables["measure"] = {**plain(config.measure), "metrics": [choice.name for choice in config.metrics]}
+    tables["measure"] = {**plain(config.measure, places=places), "metrics": [choice.name for choice in config.metrics]}
     if config.metrics:
         tables["metric"] = {each.name: plain(each.config, places=places) for each in config.metrics}
     return tables
@@ -78,8 +82,8 @@ def as_dict(config: RunConfig, *, places: bool = True) -> dict[str, Any]:
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return the tables that say what a run computes.
 
-    Left out are ``run.out``, the index of the device, and where models and data lie: the hashes of their content stand
-    for them.
+    Left out are ``run.out``, the index of the device, and where models, earlier edits and data lie: the hashes of their
+    content stand for them.
     """
     tables = as_dict(config, places=False)
     del tables["run"]["out"]
@@ -107,13 +111,15 @@ def to_toml(config: RunConfig) -> str:
     ``run.out`` is left out: it says where a run is kept, not what it is. Absent values have no line.
     """
     run = {name: value for name, value in _fields(config.run) if name != "out"}
-    model = {"name": config.model.name, "ref": config.model.ref or None, **dict(_fields(config.model.config))}
+    carried = {"edits": [edit.path for edit in config.edits] or None}
+    model = {"name": config.model.name, "ref": config.model.ref or None, **carried}
     asked = {"forget": config.forget, "overwrite": config.overwrite}
     data = {"name": config.data.name, "ref": config.data.ref or None, **asked}
     tables: list[tuple[str, Mapping[str, Any]]] = [
         ("run", run),
-        ("model", model),
+        ("model", {**model, **dict(_fields(config.model.config))}),
         ("data", {**data, **dict(_fields(config.data.config))}),
+        *([] if config.subset.whole else [("subset", dict(_fields(config.subset)))]),
         ("unlearner", {"method": config.unlearner.name, **dict(_fields(config.unlearner.config))}),
     ]
     for path, choice in (
@@ -129,6 +135,11 @@ def to_toml(config: RunConfig) -> str:
     tables += [(dotted(("metric", each.name)), dict(_fields(each.config))) for each in config.metrics]
     blocks = [block for path, values in tables for block in _blocks(path, values, config.origins)]
     return "\n\n".join(blocks) + "\n"
+
+
+def table_toml(path: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Return one table of a configuration and the tables inside it, each value with its origin as a comment."""
+    return "\n\n".join(_blocks(path, values, origins))
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any]]:

@@ -7,28 +7,36 @@ from vu_core.contracts.dataset import Dataset
 from vu_core.contracts.exporter import Check, Exporter
 from vu_core.contracts.metric import Metric, Observations
 from vu_core.contracts.model import (
+    Blocks,
     Classifier,
     Denoiser,
+    Fresh,
+    Headed,
     Model,
     ModelPlugin,
     TextToImage,
     Tokens,
     Trajectory,
+    TransformerBlock,
     torch_dtype,
 )
 from vu_core.contracts.parameters import Parameters, Theta
 from vu_core.contracts.regularizer import Regularizer
+from vu_core.contracts.sequence import Sequence, SequenceTask
 from vu_core.contracts.unlearner import Unlearner
 from vu_core.contracts.weighting import Weighting
 
 __all__ = [
     "Attribution",
     "Audit",
+    "Blocks",
     "Check",
     "Classifier",
     "Dataset",
     "Denoiser",
     "Exporter",
+    "Fresh",
+    "Headed",
     "Host",
     "Metric",
     "Model",
@@ -36,10 +44,13 @@ __all__ = [
     "Observations",
     "Parameters",
     "Regularizer",
+    "Sequence",
+    "SequenceTask",
     "TextToImage",
     "Theta",
     "Tokens",
     "Trajectory",
+    "TransformerBlock",
     "Unlearner",
     "Weighting",
     "torch_dtype",

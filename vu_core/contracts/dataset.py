@@ -18,7 +18,8 @@ ConfigT = TypeVar("ConfigT", covariant=True)
 class Dataset(Protocol[ConfigT]):
     """The class behind a data name. Everything but `build` and `evaluation` is torch-free.
 
-    Data that hands out captions and no pixels says ``has_images = False``.
+    Data that hands out captions and no pixels says ``has_images = False``, and data without a caption of what takes the
+    place of what is forgotten ``has_overwrites = False``: its tables have ``overwrites=None``.
     """
 
     Config: ClassVar[type[Any]]
@@ -48,7 +49,14 @@ class Dataset(Protocol[ConfigT]):
         ...
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
-        """Return train and validation examples. Raises: DataError."""
+        """Return train and validation examples.
+
+        While ``run.stage`` is ``measure``, training images are neither cropped at random, nor flipped, nor otherwise
+        changed from pass to pass: metrics look at what was trained on, and at the same images whatever the run.
+
+        Raises:
+            DataError: there are none, or they cannot be read.
+        """
         ...
 
     def evaluation(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import attrs
 
 from vu_core.data import Batch, Examples
 from vu_core.plan import ModelFacts
@@ -168,6 +170,47 @@ class Classifier(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Return what goes into the head, ``(B, D)``."""
         ...
+
+
+@attrs.frozen
+class TransformerBlock:
+    """One block of a transformer and the weights in it, by their names in ``model.network``.
+
+    Args:
+        name: of the module.
+        ffn: the two weights of the feed-forward network, ``(m, d)`` then ``(d, m)``.
+        attention: weights of the attention.
+    """
+
+    name: str
+    ffn: tuple[str, str]
+    attention: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """Capability ``blocks``."""
+
+    def blocks(self) -> tuple[TransformerBlock, ...]:
+        """Return the blocks from the input to the output."""
+        ...
+
+
+@runtime_checkable
+class Fresh(Protocol):
+    """Capability ``fresh``: what a network is before any training, for methods that train it anew."""
+
+    def fresh(self, seed: int) -> Mapping[str, Tensor]:
+        """Return newly initialised parameters and buffers by their names in ``network``, drawn from ``seed`` alone."""
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A classifier that says where its head is."""
+
+    head: str
+    """Name of the module in ``network`` whose input are the features, such as ``classifier.fc``."""
 
 
 def torch_dtype(precision: str) -> torch.dtype:

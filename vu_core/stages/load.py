@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from vu_core.plan import Plan
 from vu_core.registry import Entry
 from vu_core.run import Run
 from vu_core.stages.bench import Bench
+from vu_core.stages.subset import select
 
 if TYPE_CHECKING:
     from vu_core.plugins import Plugins
@@ -64,6 +65,7 @@ def load(
         model: Model = chosen_model.load(device=config.run.device, precision=config.run.precision)
     dataset: Dataset[Any] = _instance(config.data, with_ref=True)
     run = _run(plan, plugins, folder, emit, entries, model)
+    run.enter_pretrained = _carry(plan, model)
     run.resuming = resuming
     method: Unlearner[Any] = _instance(config.unlearner)
     data = None
@@ -73,6 +75,19 @@ def load(
     run.stage = "unlearn"
     metrics = {choice.name: _instance(choice) for choice in config.metrics}
     return Bench(plan, model, dataset, method, metrics, run, data, entries)
+
+
+def _carry(plan: Plan, model: Model) -> Callable[[], AbstractContextManager[None]] | None:
+    """Merge ``model.edits`` into the model; return the way to look at it without them.
+
+    Raises:
+        EditError: one cannot be read (``VU-E031``, ``VU-E032``, ``VU-E034``) or does not fit (``VU-E054``).
+    """
+    from vu_core.adapters import Carried, load_edit
+
+    if not plan.config.edits:
+        return None
+    return Carried(model.network, [load_edit(Path(edit.path)) for edit in plan.config.edits]).pretrained
 
 
 def _no_examples() -> ForgetRetain:
@@ -124,8 +139,9 @@ def _run(
         regularizers=tuple(_instance(choice) for choice in config.regularizers),
         resolve=resolve,
         emit_event=emit,
-        data_digest=plan.manifest.digest,
-        base_hash=model.facts.base_hash,
+        data_digest=plan.data_digest,
+        base_hash=plan.model_hash,
+        task=config.run.task,
         stage="load",
     )
 
@@ -179,11 +195,28 @@ def _built(
     dataset: Dataset[Any], model: Model, plan: Plan, run: Run, method: Unlearner[Any], entries: Sequence[Entry]
 ) -> ForgetRetain:
     """Return the tables of both sides, prepared by the model unless the method looks at no image."""
-    config: RunConfig = plan.config
-    with asked(config.data.entry, entries):
-        data = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
+    data = training_data(dataset, model, plan, run, entries)
     if not getattr(method, "uses_images", True):
         return data
+    return prepared(data, model, plan, run, entries)
+
+
+def training_data(dataset: Dataset[Any], model: Model, plan: Plan, run: Run, entries: Sequence[Entry]) -> ForgetRetain:
+    """Return what a run trains on: all that `load` and `measure` know of train and validation data comes from here.
+
+    Raises:
+        DataError: from the data plugin, or the subset cannot be had (``VU-D120``, ``VU-D121``).
+        PluginError: the code of the data plugin failed (``VU-P009``).
+    """
+    config: RunConfig = plan.config
+    with asked(config.data.entry, entries):
+        built = dataset.build(plan.selection, resolution=model.facts.resolution, run=run)
+    return select(plan, built, run.seed)
+
+
+def prepared(data: ForgetRetain, model: Model, plan: Plan, run: Run, entries: Sequence[Entry]) -> ForgetRetain:
+    """Return the tables after ``model.prepare``; an empty one is left as it is."""
+    config: RunConfig = plan.config
 
     def prepare(examples: Examples) -> Examples:
         if not len(examples):
@@ -243,6 +276,7 @@ def environment(plan: Plan, base_hash: str) -> dict[str, Any]:
         "run_id": plan.run_id,
         "configuration": configuration_digests(config),
         "base_hash": base_hash,
+        "edits": [edit.digest for edit in config.edits],
         "data": data,
         "concepts": concepts,
         "licence": plan.model.licence,

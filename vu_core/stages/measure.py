@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,8 +11,8 @@ import attrs
 from vu_core.blame import asked
 from vu_core.cache import Cache, dispensable, settings_text
 from vu_core.config import RunConfig
-from vu_core.contracts import Metric, Observations, TextToImage
-from vu_core.data import Evaluation, EvaluationItem, digest
+from vu_core.contracts import Classifier, Metric, Observations, TextToImage
+from vu_core.data import Evaluation, EvaluationItem, Examples, digest
 from vu_core.edit import Edit
 from vu_core.errors import MeasureError
 from vu_core.plan import Capability
@@ -21,7 +21,10 @@ from vu_core.run import Run
 from vu_core.score import Score, Scorecard, Status
 from vu_core.stages.apply import apply
 from vu_core.stages.bench import Bench
+from vu_core.stages.load import training_data
 from vu_core.stages.plan import NOTHING_MEASURES, measures_forgetting
+from vu_core.stages.reference import beside, comparable, read_reference
+from vu_core.stages.subset import split_evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,12 +67,16 @@ def measure(bench: Bench, edit: Edit) -> Measured:
 
     Raises:
         MeasureError: a metric gave nothing, no `Score`, a number that is not finite, or a doubt that is none
-            (``VU-S050``).
+            (``VU-S050``), or ``measure.reference`` was asked something else (``VU-S112``).
+        RecordError: ``measure.reference`` is no run with scores (``VU-R140``).
         PluginError: the code of a metric, of the data or of the model failed (``VU-P009``).
     """
-    run = bench.run
+    run, place = bench.run, bench.plan.config.measure.reference
     run.stage = "measure"
-    evaluation = evaluate_on(bench)
+    reference = read_reference(place) if place is not None else None
+    evaluation = _prepared(bench, _with_train(bench, evaluate_on(bench)))
+    if reference is not None:
+        evaluation = attrs.evolve(evaluation, reference=_comparable(bench, reference, evaluation))
     _note_idle_seeds(bench)
     before = {name: _before(bench, name, metric, evaluation) for name, metric in bench.metrics.items()}
     images_before = _images(bench, evaluation, "images before")
@@ -81,8 +88,11 @@ def measure(bench: Bench, edit: Edit) -> Measured:
     doubts: list[tuple[Status, str]] = []
     for name, metric in bench.metrics.items():
         with asked(_entry(bench, name), bench.entries):
-            found = _finite(name, _several(name, metric.scores(before[name], after[name], evaluation)))
-            scores += [_complete(score, _entry(bench, name), metric, evaluation) for score in found]
+            given = _finite(name, _several(name, metric.scores(before[name], after[name], evaluation)))
+            found = tuple(_complete(score, _entry(bench, name), metric, evaluation) for score in given)
+            if reference is not None and evaluation.reference is not None:
+                found = beside(found, reference, evaluation.reference)
+            scores += found
             doubts += _known(name, _several(name, metric.doubts(found)))
     if not measures_forgetting(bench.plan.config, bench.plan.manifest):
         doubts.append(("not_forgotten", NOTHING_MEASURES.capitalize()))
@@ -126,7 +136,44 @@ def evaluate_on(bench: Bench) -> Evaluation:
             resolution=bench.model.facts.resolution,
             run=bench.run,
         )
-    return attrs.evolve(evaluation, generation=generation(bench))
+    return attrs.evolve(split_evaluation(plan, evaluation), generation=generation(bench))
+
+
+def _with_train(bench: Bench, evaluation: Evaluation) -> Evaluation:
+    """Add what the run trained on, as the data builds it in this stage: without augmentation."""
+    if not any(getattr(metric, "uses_train", False) for metric in bench.metrics.values()):
+        return evaluation
+    data = training_data(bench.dataset, bench.model, bench.plan, bench.run, bench.entries)
+    return attrs.evolve(evaluation, train=(data.forget, data.retain))
+
+
+def _prepared(bench: Bench, evaluation: Evaluation) -> Evaluation:
+    """Let a classifier prepare every table once, for all metrics; the draws do not depend on the run."""
+    if not isinstance(bench.model, Classifier):
+        return evaluation
+    draws, model = attrs.evolve(bench.run, seed=0), bench.model
+
+    def ready(table: Examples) -> Examples:
+        with asked(bench.plan.config.model.entry, bench.entries):
+            return model.prepare(table, draws) if len(table) else table
+
+    def both(tables: tuple[Examples, Examples] | None) -> tuple[Examples, Examples] | None:
+        return None if tables is None else (ready(tables[0]), ready(tables[1]))
+
+    groups = {name: ready(table) for name, table in evaluation.groups.items()}
+    return attrs.evolve(evaluation, examples=both(evaluation.examples), train=both(evaluation.train), groups=groups)
+
+
+def _comparable(bench: Bench, reference: Scorecard, evaluation: Evaluation) -> Scorecard:
+    """Return the scores of the reference that were asked what this run asks. Raises: MeasureError (``VU-S112``)."""
+
+    def fingerprints(name: str) -> Iterator[str]:
+        for metric_name, metric in bench.metrics.items():
+            entry = _entry(bench, metric_name)
+            with asked(entry, bench.entries):
+                yield _fingerprint(entry, metric, evaluation, name)
+
+    return comparable(reference, fingerprints)
 
 
 def generation(bench: Bench) -> dict[str, float]:
@@ -176,7 +223,9 @@ def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evalua
     run = bench.run
     content = [run.base_hash, name, metric.version, metric.fingerprint(evaluation), evaluation.split]
     items = [f"{item.seed} {item.prompt} {sorted(item.labels.items())}" for item in evaluation.items]
-    examples = [f"{table.captions} {sorted(table.labels.items())}" for table in evaluation.examples or ()]
+    groups = [table for _, table in sorted(evaluation.groups.items())]
+    tables = [*(evaluation.examples or ()), *groups]
+    examples = [f"{table.captions} {sorted(table.labels.items())}" for table in tables]
     settings = [settings_text(choice.config) for choice in bench.plan.config.metrics if choice.name == name]
     chosen = bench.plan.config
     data = [bench.plan.manifest.name, settings_text(chosen.data.config), *settings]
@@ -253,10 +302,15 @@ def _all(score: Score) -> tuple[float | None, ...]:
 
 def _complete(score: Score, entry: Entry, metric: Metric[Any], evaluation: Evaluation) -> Score:
     """Fill in the seeds, of what makes images, and the fingerprint, which only the stage knows in full."""
-    sampling = str(sorted(evaluation.generation.items()))
-    fingerprint = digest(entry.name, metric.version, metric.fingerprint(evaluation), sampling, score.name)[:16]
+    fingerprint = _fingerprint(entry, metric, evaluation, score.name)
     seeds = score.seeds or (tuple(sorted({item.seed for item in evaluation.items})) if _draws(entry) else ())
     return attrs.evolve(score, fingerprint=fingerprint, seeds=seeds)
+
+
+def _fingerprint(entry: Entry, metric: Metric[Any], evaluation: Evaluation, name: str) -> str:
+    """Return the hash of everything that defines a score of a metric."""
+    sampling = str(sorted(evaluation.generation.items()))
+    return digest(entry.name, metric.version, metric.fingerprint(evaluation), sampling, name)[:16]
 
 
 def _draws(entry: Entry) -> bool:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from re import match
+from typing import Any
 
 import attrs
 
@@ -16,12 +17,15 @@ from vu_core.config import Choice, RunConfig, run_id
 from vu_core.config.problems import locating
 from vu_core.config.run_config import base_methods
 from vu_core.cost import estimate, steps_of, training_of
-from vu_core.data import Manifest, Selection
+from vu_core.data import Concept, Manifest, Selection
+from vu_core.earlier_edits import check_chain
 from vu_core.errors import ConfigError, PlanError
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.plugins import Plugins
 from vu_core.registry import WORDS, Entry, Registry
 from vu_core.stages.load import check_device
+from vu_core.stages.reference import read_reference
+from vu_core.stages.subset import concepts_of, counted
 
 NOTHING_MEASURES = "no metric of this run can show that it was forgotten."
 """What the plan and the scorecard say of a run whose metrics do not look at what the model does."""
@@ -38,6 +42,7 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
 
     Raises:
         ConfigError: a limit is no positive number (``VU-C052``), or the warm-up is as long as the run (``VU-C030``).
+        RecordError: ``measure.reference`` is no run with scores (``VU-R140``).
         PlanError: the parts do not fit together (``VU-L002``), exceed the budget (``VU-L003``), the device
             is not there (``VU-L050``), or plugins object (``VU-L004``).
         ModelError, DataError: the model or the data cannot be used. PluginError: a model or data plugin
@@ -46,6 +51,8 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     _check_limits({"--max-minutes": max_minutes, "--max-gb": max_gb})
     if config.run.device != "cpu":
         check_device(config.run.device)
+    if config.measure.reference is not None:
+        read_reference(config.measure.reference)
     notes = [*config.notes, *_idle_threads(config.run.threads)]
     if config.run.seed is None:
         config, note = _with_seed(config)
@@ -60,22 +67,39 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
             selection: Selection = dataset.parse(config.forget, config.overwrite)
         with asked(config.data.entry):
             manifest: Manifest = dataset.manifest(selection)
+        apart, missing = _subset(config, dataset)
+    check_chain(config.edits, facts.base_hash)
     config, left_out = _without_unmeasurable(config, facts, manifest)
     notes += left_out
     _check_needs(config, facts, manifest, plugins.registry)
+    expected = counted(config, manifest, _count_classes(dataset))
     with locating(config.origins):
-        _check_warmup(config, manifest)
-    cost = estimate(config, facts, manifest)
+        _check_warmup(config, expected)
+    cost = estimate(config, facts, expected)
     if facts.downloads:
         notes.append(f"{facts.downloads / 1e9:.2f} GB of '{facts.ref or facts.name}' must be downloaded first.")
     versions = dict(sorted(_versions(config, plugins.registry)))
     name = run_id(config, base_hash=facts.base_hash, data_digest=manifest.digest, versions=versions)
     notes += _cautions(config, plugins.registry)
     notes += [note for note in selection.notes if note not in notes]
-    drawn = Plan(config, facts, manifest, selection, cost, name, versions, tuple(notes))
+    drawn = Plan(config, facts, expected, selection, cost, name, versions, tuple(notes), apart, missing)
     refuse_budget(cost, max_minutes=max_minutes, max_gb=max_gb)
     plugins.check_plan(drawn)
     return drawn
+
+
+def _subset(config: RunConfig, dataset: Any) -> tuple[tuple[Concept, ...], tuple[Concept, ...]]:
+    """Return the concepts that ``[subset]`` keeps out of training, as the data understands them."""
+    found = []
+    for key in ("leave_out", "missing"):
+        with locating(config.origins, (f"subset.{key}",)), asked(config.data.entry):
+            found.append(concepts_of(dataset, getattr(config.subset, key)))
+    return found[0], found[1]
+
+
+def _count_classes(dataset: Any) -> int | None:
+    """Return how many classes the data has, where it tells."""
+    return len(dataset.classes()) if hasattr(dataset, "classes") else None
 
 
 def _check_limits(limits: Mapping[str, float | None]) -> None:
@@ -131,10 +155,10 @@ def _without_unmeasurable(config: RunConfig, facts: ModelFacts, manifest: Manife
     """
     if not config.origins.get("measure.metrics", "").startswith("named by"):
         return config, []
-    can = {*facts.capabilities, Capability.JUDGE, Capability.UNSEEN}
+    can = {*facts.capabilities, Capability.JUDGE, *UNSEEN}
     served = [choice for choice in config.metrics if not choice.entry.lacks(can)]
-    unseen = _keeps_unseen(config, manifest)
-    kept = [choice for choice in served if unseen or Capability.UNSEEN not in choice.entry.needs]
+    unseen = _unseen(config, manifest)
+    kept = [choice for choice in served if not (UNSEEN - unseen).intersection(choice.entry.needs)]
     if not kept or len(kept) == len(config.metrics):
         return config, []  # a run without any metric is refused, as one whose metrics were asked for
     foreign = [choice for choice in config.metrics if choice not in served]
@@ -168,22 +192,27 @@ def measures_forgetting(config: RunConfig, manifest: Manifest) -> bool:
     if any(abilities.intersection(need.split("|")) for choice in config.metrics for need in choice.entry.needs):
         return True
     may_look = any(getattr(choice.entry.load(), "looks", True) for choice in config.metrics)
-    return may_look and _keeps_unseen(config, manifest)
+    return may_look and Capability.UNSEEN in _unseen(config, manifest)
 
 
-def _keeps_unseen(config: RunConfig, manifest: Manifest) -> bool:
-    """Tell whether both sides have examples in the measured part; data that does not count them is believed to."""
-    return all(manifest.counts.get(f"{config.measure.split}/{side}", 1) for side in ("forget", "retain"))
+UNSEEN = frozenset({Capability.UNSEEN, Capability.UNSEEN_RETAIN})
+
+
+def _unseen(config: RunConfig, manifest: Manifest) -> frozenset[Capability]:
+    """Return what the data can do in the measured part: data that does not count its examples there is believed to."""
+    forget, retain = (manifest.counts.get(f"{config.measure.split}/{side}", 1) for side in ("forget", "retain"))
+    if not retain:
+        return frozenset()
+    return UNSEEN if forget else frozenset({Capability.UNSEEN_RETAIN})
 
 
 def _check_needs(config: RunConfig, facts: ModelFacts, manifest: Manifest, registry: Registry) -> None:
     """Refuse a method or a metric that needs what neither the model nor the data can do."""
-    of_data = {str(Capability.JUDGE), str(Capability.UNSEEN)}
+    of_data = {str(each) for each in (Capability.JUDGE, *UNSEEN)}
     can = {str(each) for each in facts.capabilities}
     if any(Capability.JUDGE in entry.needs for entry in _named_by_data(config, registry)):
         can.add(str(Capability.JUDGE))
-    if _keeps_unseen(config, manifest):
-        can.add(str(Capability.UNSEEN))
+    can |= {str(each) for each in _unseen(config, manifest)}
     lacking = []
     methods = (config.unlearner.entry, *base_methods(config, registry))
     for entry in (*methods, *(choice.entry for choice in config.metrics)):

@@ -25,8 +25,17 @@ def read(path: Path | None = None, overrides: Sequence[Override] = ()) -> RawCon
         ({'run': {'seed': 7}}, {'run.seed': '--seed'})
     """
     values, origins = _read_file(path) if path is not None else ({}, {})
-    replaced: dict[str, Any] = {}
-    for override in sorted(overrides, key=lambda each: not each.origin.startswith("--set")):
+    return overlaid(RawConfig(values, origins), sorted(overrides, key=lambda each: not each.origin.startswith("--set")))
+
+
+def overlaid(raw: RawConfig, overrides: Sequence[Override]) -> RawConfig:
+    """Return a configuration with overrides laid over it, in their order; the one that is given stays as it is.
+
+    Raises:
+        ConfigError: an override goes through something that is no table (``VU-C004``).
+    """
+    values, origins, replaced = copy.deepcopy(dict(raw.values)), dict(raw.origins), dict(raw.replaced)
+    for override in overrides:
         _apply(override, values, origins, replaced)
     return RawConfig(values, origins, replaced)
 

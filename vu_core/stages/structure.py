@@ -7,18 +7,28 @@ from collections.abc import Collection, Mapping, Sequence
 import attrs
 
 from vu_core.blame import asked
-from vu_core.config import RESERVED, Choice, MeasureSettings, RawConfig, RunConfig, RunSettings, dotted
+from vu_core.config import (
+    RESERVED,
+    Choice,
+    MeasureSettings,
+    RawConfig,
+    RunConfig,
+    RunSettings,
+    SubsetSettings,
+    dotted,
+)
 from vu_core.config.conversion import Mismatch, convert
 from vu_core.config.layers import Layer, config_class, constant_layer
 from vu_core.config.naming import resolve_name, settle_ref
 from vu_core.config.reading import DEFAULT, Reading
 from vu_core.config.recipes import find_recipe
 from vu_core.config.run_config import wrapped
+from vu_core.earlier_edits import EarlierEdit, read_earlier
 from vu_core.errors import ConfigError, PlanError, VuError, did_you_mean
 from vu_core.plugins import Plugins
 from vu_core.registry import FLAGS, Entry
 
-TABLES = ("run", "model", "data", "unlearner", "weighting", "regularizer", "measure", "metric")
+TABLES = ("run", "model", "data", "subset", "unlearner", "weighting", "regularizer", "measure", "metric")
 AXIS_PATHS = {
     "parameters": "unlearner.parameters",
     "attribution": "unlearner.attribution",
@@ -51,6 +61,8 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
             reading.notes += notes
     run = reading.core_table(RunSettings, "run")
     measure = reading.core_table(MeasureSettings, "measure", [reading.recipe_layer("measure")])
+    subset = reading.core_table(SubsetSettings, "subset")
+    edits = _earlier_edits(reading)
     parts = {
         "model": _referring(reading, model, "model", model_ref),
         "data": _referring(reading, data, "data", data_ref),
@@ -71,6 +83,8 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
         overwrite=overwrite,
         regularizers=regularizers,
         metrics=metrics,
+        edits=edits,
+        subset=subset,
         origins=reading.origins,
         notes=tuple(reading.notes),
         **parts,  # type: ignore[arg-type]  # without a problem, model, data and unlearner are there
@@ -82,8 +96,8 @@ def _check_tables(reading: Reading) -> None:
         if key in ("sequence", "tasks"):
             error = ConfigError(
                 "VU-C005",
-                "A sequence of runs is described, but no installed plugin runs sequences.",
-                "Take the tables [sequence] and [[tasks]] out and run the tasks one by one.",
+                "A sequence of runs is described, where only a single run can be.",
+                "`vu unlearn` runs sequences; elsewhere, take the tables [sequence] and [[tasks]] out.",
             )
             reading.problems.add_error(key, error)
         elif key not in TABLES:
@@ -177,6 +191,17 @@ def _data_is_said(reading: Reading, model: Entry | None) -> bool:
 
 
 # Their settings
+
+
+def _earlier_edits(reading: Reading) -> tuple[EarlierEdit, ...]:
+    """Return the edits that the model carries, each read from the head of its file."""
+    found = []
+    for index, text in enumerate(reading.texts("model", "edits")):
+        with reading.collecting(f"model.edits[{index}]"):
+            found.append(read_earlier(text))
+    if not found:
+        reading.origins.pop("model.edits", None)
+    return tuple(found)
 
 
 def _referring(reading: Reading, entry: Entry | None, path: str, ref: str) -> Choice | None:

@@ -55,7 +55,8 @@ def unlearn(bench: Bench) -> Edit:
     check_edit(edit, bench.model.network, name)
     told = {**_counts(edit), **_denoiser(bench.model), "base_model": _base_model(bench.plan.config.model)}
     facts = {**edit.facts, **told}
-    return attrs.evolve(edit, base=bench.model.facts.base_hash, method=name, facts=facts)
+    parents = tuple(each.digest for each in bench.plan.config.edits)
+    return attrs.evolve(edit, base=bench.model.facts.base_hash, parents=parents, method=name, facts=facts)
 
 
 def _base_model(model: Choice) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vu_core.testing.plugin_tests import PluginTests
     from vu_core.testing.registration_tests import CommandTests, RecipeTests
     from vu_core.testing.regularizer_tests import RegularizerTests
+    from vu_core.testing.sequence_tests import SequenceTests
     from vu_core.testing.toy_classifier import ToyClassifier
     from vu_core.testing.toy_denoiser import ToyDenoiser, toy_data
     from vu_core.testing.toy_methods import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         ToyWeighting,
     )
     from vu_core.testing.toy_painter import ToyPainter
+    from vu_core.testing.toy_sequence import ToySequence
     from vu_core.testing.toys import ToyClassifierModel, ToyData, ToyModel, toy_evaluation, toy_forget_retain, toy_run
     from vu_core.testing.unlearner_tests import UnlearnerTests
     from vu_core.testing.weighting_tests import WeightingTests
@@ -53,6 +55,7 @@ _HOME = {
     "plugin_tests": ("PluginTests",),
     "registration_tests": ("CommandTests", "RecipeTests"),
     "regularizer_tests": ("RegularizerTests",),
+    "sequence_tests": ("SequenceTests",),
     "toy_classifier": ("ToyClassifier",),
     "toy_denoiser": ("ToyDenoiser", "toy_data"),
     "toy_methods": (
@@ -64,6 +67,7 @@ _HOME = {
         "ToyWeighting",
     ),
     "toy_painter": ("ToyPainter",),
+    "toy_sequence": ("ToySequence",),
     "toys": ("ToyClassifierModel", "ToyData", "ToyModel", "toy_evaluation", "toy_forget_retain", "toy_run"),
     "unlearner_tests": ("UnlearnerTests",),
     "weighting_tests": ("WeightingTests",),
@@ -80,6 +84,7 @@ __all__ = [
     "PluginTests",
     "RecipeTests",
     "RegularizerTests",
+    "SequenceTests",
     "ToyAttribution",
     "ToyBrightness",
     "ToyClassifier",
@@ -91,6 +96,7 @@ __all__ = [
     "ToyModel",
     "ToyPainter",
     "ToyPenalty",
+    "ToySequence",
     "ToyWeighting",
     "UnlearnerTests",
     "WeightingTests",

@@ -96,11 +96,14 @@ class DatasetTests(PluginTests):
         assert self.plugin.recognises(tmp_path / "missing") is False, "a missing folder is no data"
 
     def test_concepts_are_understood(self) -> None:
-        """Every flag becomes a concept with labels and an overwrite that is another one."""
+        """Every flag becomes a concept with labels, and an overwrite that is another one unless the data has none."""
         concepts = self.select().concepts
         assert [concept.text for concept in concepts] == list(self.forget), "concepts are not those of the flags"
         for concept in concepts:
             assert concept.labels, f"{concept.text} has no labels"
+            if not getattr(self.plugin, "has_overwrites", True):
+                assert concept.overwrite is None, f"has_overwrites is False, but {concept.text} has an overwrite"
+                continue
             assert concept.overwrite, f"{concept.text} has no overwrite, and none was supplied"
             assert dict(concept.overwrite_labels) != dict(concept.labels), f"{concept.text} overwrites itself"
 
@@ -135,7 +138,7 @@ class DatasetTests(PluginTests):
             assert other.digest != manifest.digest, "another concept has the same digest"
 
     def test_sides_are_what_they_say(self, tmp_path: Path) -> None:
-        """Forget rows show a concept and have an overwrite caption; retain rows show none and have none."""
+        """Forget rows show a concept and have an overwrite caption, if the data has some; retain rows neither."""
         data = self.make()
         concepts, built = self.select(data).concepts, self.build(tmp_path, data)
         assert len(built.forget), "nothing to forget"
@@ -146,6 +149,9 @@ class DatasetTests(PluginTests):
                 shown = any(concept.labels.items() <= labels.items() for concept in concepts)
                 assert shown == (side == "forget"), f"row {row} of {side} shows {labels}"
         assert built.retain.overwrites is None, "retain examples have overwrite captions"
+        if not getattr(self.plugin, "has_overwrites", True):
+            assert built.forget.overwrites is None, "has_overwrites is False, but there are overwrite captions"
+            return
         assert built.forget.overwrites is not None, "forget examples have no overwrite captions"
         pairs = zip(built.forget.captions, built.forget.overwrites, strict=True)
         assert all(over and over != caption for caption, over in pairs), "an overwrite caption is empty or the caption"
@@ -164,6 +170,34 @@ class DatasetTests(PluginTests):
                 assert first.shape == (3, self.resolution, self.resolution), f"an image is {tuple(first.shape)}"
                 assert -1 <= float(first.min()) <= float(first.max()) <= 1, "pixels leave [-1, 1]"
                 assert torch.equal(first, second), "the same generator gave two images"
+
+    def test_images_stand_still_while_measured(self, tmp_path: Path) -> None:
+        """A metric looks at what was trained on as it is: not cropped at random, not mirrored."""
+        data = self.make()
+        run = toy_run(tmp_path, stage="measure")
+        for _, table in tables(data.build(self.select(data), resolution=self.resolution, run=run)):
+            assert not table.reload, f"the {table.side} images change at every step while a run is measured"
+            for row in range(min(len(table), FEW_ROWS)) if table.load else ():
+                first, second = (table.load(row, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+                assert torch.equal(first, second), f"the generator changes a {table.side} image of a measured run"
+
+    def test_every_class_can_be_forgotten(self) -> None:
+        """Where the data list their classes, what is listed can follow ``--forget``."""
+        data = self.make()
+        try:
+            listed = dict(data.classes()) if hasattr(data, "classes") else {}
+        except DataError:
+            listed = {}
+        if not listed:
+            pytest.skip("the data list no classes")
+        for name, text in listed.items():
+            if text in self.overwrite:
+                continue
+            try:
+                concepts = data.parse([text], self.overwrite).concepts
+            except DataError as error:
+                raise AssertionError(f"the class {name!r} is listed as {text!r}: {error.problem}") from error
+            assert [concept.text for concept in concepts] == [text], f"{text!r} is understood as something else"
 
     def test_held_out_is_not_touched_by_build(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing that `build` returns is among what `evaluation` shows, and `build` never asks for it."""

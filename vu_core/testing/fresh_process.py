@@ -17,7 +17,8 @@ task = json.loads(sys.argv[1])
 plugin = importlib.import_module(task["module"])
 for part in task["name"].split("."):
     plugin = getattr(plugin, part)
-made = plugin(task["ref"], plugin.Config(**task["settings"]))
+config = plugin.Config(**task["settings"])
+made = plugin(config) if task["ref"] is None else plugin(task["ref"], config)
 for name, arguments in task["calls"]:
     value = getattr(made, name)(*[value if a == "<previous>" else a for a in arguments])
 print(json.dumps([name for name in task["heavy"] if name in sys.modules]))
@@ -25,13 +26,13 @@ print(json.dumps([name for name in task["heavy"] if name in sys.modules]))
 
 
 def heavy_imports(
-    plugin: type[Any], ref: str, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]]
+    plugin: type[Any], ref: str | None, settings: Mapping[str, Any], calls: Sequence[Sequence[Any]]
 ) -> list[str]:
     """Make the plugin in a new process, call methods, and return which heavy libraries were imported on the way.
 
     Args:
         plugin: class at the top level of an importable module.
-        ref: what follows ``NAME=``.
+        ref: what follows ``NAME=``; ``None`` for plugins that take none.
         settings: fields of its ``Config``; JSON values.
         calls: ``[name, [arguments]]`` in order; ``"<previous>"`` stands for the value of the call before.
     """

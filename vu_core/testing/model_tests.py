@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from vu_core.contracts.model import Classifier, Denoiser, Model, TextToImage, Tokens, Trajectory
+from vu_core.contracts.model import (
+    Blocks,
+    Classifier,
+    Denoiser,
+    Fresh,
+    Headed,
+    Model,
+    TextToImage,
+    Tokens,
+    Trajectory,
+)
 from vu_core.data import Batch, Examples
 from vu_core.plan import Capability, ModelFacts
 from vu_core.testing.fresh_process import heavy_imports
@@ -26,6 +36,8 @@ PROTOCOLS = {
     Capability.CLASSIFY: Classifier,
     Capability.TOKENS: Tokens,
     Capability.TRAJECTORY: Trajectory,
+    Capability.BLOCKS: Blocks,
+    Capability.FRESH: Fresh,
 }
 
 
@@ -403,6 +415,78 @@ class ModelTests(PluginTests):
         model.logits(noise(model, 2)).square().mean().backward()
         assert weight.grad is not None, "no gradient reaches the network"
         assert bool(weight.grad.any()), "the gradient of the network is zero"
+
+    def test_the_head_reads_the_features(self) -> None:
+        """A classifier that names its head hands the features to the module of that name."""
+        model = self.loaded_with(Capability.CLASSIFY)
+        if not isinstance(model, Headed):
+            pytest.skip("the model names no head")
+        read: list[torch.Tensor] = []
+        head = model.network.get_submodule(model.head)
+        handle = head.register_forward_pre_hook(lambda _module, inputs: read.extend(inputs[:1]))
+        model.logits(noise(model, 2))
+        handle.remove()
+        assert len(read) == 1, f"the head {model.head!r} is called {len(read)} times for an image"
+        same = torch.equal(read[0].flatten(1).float(), model.features(noise(model, 2)))
+        assert same, f"what goes into {model.head!r} are not the features"
+
+    def test_blocks_are_in_the_network(self) -> None:
+        """The weights of every block are there once; its feed-forward network widens, then narrows to what it was."""
+        model = self.loaded_with(Capability.BLOCKS)
+        blocks = model.blocks()
+        weights = dict(model.network.named_parameters())
+        modules = {name for name, _ in model.network.named_modules()}
+        assert blocks, "no block, where the facts name the capability"
+        assert len({block.name for block in blocks}) == len(blocks), "two blocks have one name"
+        named = [name for block in blocks for name in (*block.ffn, *block.attention)]
+        assert len(set(named)) == len(named), "a weight is named twice"
+        assert blocks == model.blocks(), "asked twice, the blocks differ"
+        for block in blocks:
+            inside = [name for name in (*block.ffn, *block.attention) if not name.startswith(f"{block.name}.")]
+            assert block.name in modules, f"the network has no module {block.name!r}"
+            assert not inside, f"{inside} lie outside of the block {block.name!r}"
+            missing = [name for name in (*block.ffn, *block.attention) if name not in weights]
+            assert not missing, f"the network has no weights {missing}"
+            (m, d), second = weights[block.ffn[0]].shape, tuple(weights[block.ffn[1]].shape)
+            assert m > d, f"the feed-forward network of {block.name!r} is {m} wide between {d}"
+            assert second == (d, m), f"the weights of {block.name!r} are {(m, d)} and {second}, not (m, d) and (d, m)"
+
+    def test_blocks_are_in_the_order_of_the_network(self) -> None:
+        """From the input to the output: a changed block changes what the next ones read, and none before it."""
+        model = self.loaded_with(Capability.BLOCKS)
+        images, read = noise(model, 1), dict[str, torch.Tensor]()
+        modules = {block.name: model.network.get_submodule(block.name) for block in model.blocks()}
+        handles = [
+            module.register_forward_pre_hook(lambda _module, inputs, name=name: read.update({name: inputs[0].clone()}))
+            for name, module in modules.items()
+        ]
+        model.logits(images)
+        order = list(read)
+        for handle in handles:
+            handle.remove()
+        assert order == [block.name for block in model.blocks()], f"the blocks are computed in the order {order}"
+
+    def test_fresh_tensors_follow_their_seed(self) -> None:
+        """Equal seeds give equal tensors, others give others; each fits its place, and the model stays as it is."""
+        model = self.loaded_with(Capability.FRESH)
+        before = Snapshot.of(model.network)
+        with nothing_global_changes():
+            first, again, other = model.fresh(0), model.fresh(0), model.fresh(1)
+        assert not before.differences(model.network), before.differences(model.network)
+        assert tensor_digest(first) == tensor_digest(again), "one seed gave two networks"
+        assert tensor_digest(first) != tensor_digest(other), "two seeds gave one network"
+        stored = model.network.state_dict()
+        assert first.keys() <= stored.keys(), f"not in the network: {sorted(first.keys() - stored.keys())[:3]}"
+        lacking = {name for name, _ in model.network.named_parameters()} - first.keys()
+        assert not lacking, f"no fresh tensor for {sorted(lacking)[:3]}"
+        for name, tensor in first.items():
+            there = stored[name]
+            assert tensor.shape == there.shape, f"{name} is {tuple(tensor.shape)}, not {tuple(there.shape)}"
+            assert tensor.dtype == there.dtype, f"{name} is {tensor.dtype}, not {there.dtype}"
+            assert tensor.device == there.device, f"{name} is on {tensor.device}, not on {there.device}"
+            assert not tensor.requires_grad, f"{name} requires a gradient"
+        taken = {tensor.data_ptr() for tensor in stored.values()} & {tensor.data_ptr() for tensor in first.values()}
+        assert not taken, "fresh tensors share memory with the model"
 
 
 def row_of(pixels: torch.Tensor, row: int, generator: torch.Generator) -> torch.Tensor:

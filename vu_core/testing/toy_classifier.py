@@ -44,6 +44,7 @@ class ToyClassifier:
     """
 
     classes = AXES["colour"]
+    head = "classifier.fc"
 
     def __init__(self, weights_seed: int = 0) -> None:
         with torch.random.fork_rng():  # layers draw their first weights from the global generator

@@ -62,6 +62,12 @@ def vu_register_metrics(register: Register) -> None:
 
 
 @hookimpl
+def vu_register_sequences(register: Register) -> None:
+    """Name the toy sequence."""
+    register("toy-sequence", "vu_core.testing.toy_sequence:ToySequence", summary="one class after the other")
+
+
+@hookimpl
 def vu_register_exporters(register: Register) -> None:
     """Name the toy exporter."""
     register("toy-file", "vu_core.testing.toy_methods:ToyExporter", summary="the edit as vu stores it")

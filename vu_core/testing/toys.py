@@ -173,6 +173,10 @@ class ToyData:
         """Return False: toy data lies nowhere."""
         return False
 
+    def classes(self) -> Mapping[str, str]:
+        """Return the colours."""
+        return {colour: f"colour:{colour}" for colour in AXES["colour"]}
+
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
         """Understand ``axis:value``; the first other value of the axis is supplied as overwrite.
 
@@ -353,4 +357,6 @@ def toy_evaluation(
         toy_table("forget", forgotten, "held-out", unseen, selection),
         toy_table("retain", retained, "held-out", unseen, selection),
     )
-    return attrs.evolve(evaluation, examples=examples, generation=toy_facts(0).generation)
+    built = data.build(selection, resolution=SIZE, run=run)
+    train = (built.forget, built.retain)
+    return attrs.evolve(evaluation, examples=examples, train=train, generation=toy_facts(0).generation)

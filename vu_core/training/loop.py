@@ -25,7 +25,7 @@ from vu_core.training.gradients import SIDES, Combined, Gradients, Losses, const
 from vu_core.training.order import Order, sides_of
 from vu_core.training.processes import Processes, process_group
 from vu_core.training.scale import LossScale
-from vu_core.training.settings import Training, check_warmup, learning_rate, planned_steps
+from vu_core.training.settings import Training, check_warmup, epoch_steps, learning_rate, planned_steps
 
 ROUNDING = 1e-12
 """A sum of two gradients whose square is at most this share of their squares is nothing but rounding."""
@@ -100,6 +100,18 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
     return _steps(run.training, sides, process_group(torch.device(run.device)))
 
 
+def steps_per_epoch(data: ForgetRetain, run: Run) -> int:
+    """Return the number of optimiser steps of an epoch of `fit` on the data, for what changes from epoch to epoch.
+
+    Raises:
+        UnlearnError: ``VU-U034`` no examples.
+    """
+    if run.training is None:
+        raise RuntimeError("steps_per_epoch needs run.training: the method's Config has no field 'training'")
+    sides = sides_of(data, needed_sides(_joint_coefficients(run)))
+    return _per_epoch(run.training, sides, process_group(torch.device(run.device)))
+
+
 def calls_per_step(data: ForgetRetain, run: Run) -> tuple[tuple[Side, ...], ...]:
     """Return the sides that `fit` hands to the losses in each of its calls for one portion of a step.
 
@@ -146,10 +158,19 @@ def _folder(run: Run) -> Path:
 
 
 def _steps(training: Training, sides: Mapping[Side, Examples], group: Processes) -> int:
-    """Return the steps of a phase; an epoch is a pass over the forget examples, without any over the retain ones."""
+    """Return the steps of a phase; without forget examples an epoch is a pass over the retain ones."""
+    forget, retain = _counts(sides)
+    return planned_steps(training, forget, group.count, retain)
+
+
+def _per_epoch(training: Training, sides: Mapping[Side, Examples], group: Processes) -> int:
+    forget, retain = _counts(sides)
+    return epoch_steps(training, forget, group.count, retain)
+
+
+def _counts(sides: Mapping[Side, Examples]) -> tuple[int, int | None]:
     counts = {side: len(examples) for side, examples in sides.items()}
-    passed = counts.get("forget", counts.get("retain", 0))
-    return planned_steps(training, passed, group.count, counts.get("retain"))
+    return counts.get("forget", counts.get("retain", 0)), counts.get("retain")
 
 
 @attrs.define(eq=False)
@@ -364,9 +385,16 @@ class _Phase:
 def _optimizer(training: Training, parameters: list[Tensor]) -> torch.optim.Optimizer:
     fused = parameters[0].device.type in ("cpu", "cuda", "mps")
     lr, decay = training.lr, training.weight_decay
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not training.decay_vectors:
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=decay, fused=fused)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=fused)
+        return torch.optim.SGD(groups, lr=lr, momentum=training.momentum, weight_decay=decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=fused)
 
 
 def _seed_global(seed: int, device: torch.device) -> None:

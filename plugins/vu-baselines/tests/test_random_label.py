@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from vu_baselines.plugin import vu_register_unlearners
 from vu_baselines.random_label import OtherCaption, OtherLabel, RandomLabel, RandomLabelConfig
 from vu_core import Batch, ConfigError, PlanError
-from vu_core.adapters import Full, FullConfig, apply_edit
+from vu_core.adapters import Full, FullConfig, apply_edit, edit_digest
 from vu_core.testing import ToyClassifier
 from vu_core.testing.toy_denoiser import ToyDenoiser
 from vu_core.training import Timesteps, Training, fit
@@ -258,9 +258,12 @@ def test_a_setting_of_denoisers_is_refused_with_a_classifier(change, make_run, i
     assert caught.value.code == "VU-C113"
 
 
-def test_a_setting_of_classifiers_is_refused_with_a_denoiser(make_run, latents, denoiser):
-    with pytest.raises(ConfigError, match="relabel") as caught:
-        RandomLabel(RandomLabelConfig(relabel="next")).unlearn(denoiser, latents, make_run())
+@pytest.mark.parametrize(
+    "change", [{"relabel": "next"}, {"order": "sequential"}], ids=lambda change: next(iter(change))
+)
+def test_a_setting_of_classifiers_is_refused_with_a_denoiser(change, make_run, latents, denoiser):
+    with pytest.raises(ConfigError, match=next(iter(change))) as caught:
+        RandomLabel(RandomLabelConfig(**change)).unlearn(denoiser, latents, make_run())
     assert caught.value.code == "VU-C113"
 
 
@@ -304,11 +307,70 @@ def test_the_default_settings_are_those_of_the_paper():
     assert (config.forget_scale, config.teacher, config.relabel, config.subset) == (1.0, "current", "uniform", None)
 
 
+# In turns
+
+
+def in_turns(make_run, images, config=None, **fields):
+    """Run with sequential order and return the edit and what each step was handed: (side, rows, learning rate)."""
+    seen = []
+
+    class Watched(ToyClassifier):
+        def images(self, batch):
+            seen.append((batch.side, batch.rows))
+            return super().images(batch)
+
+    rates = []
+    run = make_run(
+        emit_event=lambda event: rates.append(event.values["lr"]) if "lr" in event.values else None, **fields
+    )
+    edit = RandomLabel(config or RandomLabelConfig(order="sequential")).unlearn(Watched(), images, run)
+    run.release()
+    return edit, seen, rates
+
+
+def test_in_sequential_order_each_epoch_passes_over_one_side_after_the_other(make_run, images):
+    training = Training(epochs=2, batch_size=2, lr=1e-2, schedule="linear")
+    edit, seen, rates = in_turns(make_run, images, training=training)
+    n_f, n_r = len(images.forget), len(images.retain)
+    sides = ["forget"] * (n_f // 2) + ["retain"] * (n_r // 2)
+    assert [side for side, _ in seen] == sides * 2
+    for start in (0, len(sides)):
+        first, then = seen[start : start + n_f // 2], seen[start + n_f // 2 : start + len(sides)]
+        assert sorted(row for _, rows in first for row in rows) == list(range(n_f))
+        assert sorted(row for _, rows in then for row in rows) == list(range(n_r))
+    assert rates == pytest.approx([1e-2] * len(sides) + [5e-3] * len(sides))
+    mixed = RandomLabel(RandomLabelConfig()).unlearn(ToyClassifier(), images, make_run(training=training))
+    assert edit_digest(attrs.evolve(edit, facts={})) != edit_digest(attrs.evolve(mixed, facts={}))
+
+
+def test_labels_of_later_epochs_are_drawn_anew(make_run, images, monkeypatch):
+    drawn = []
+    wrong_labels = OtherLabel.wrong_labels
+
+    def watched(self, batch):
+        labels = wrong_labels(self, batch)
+        drawn.append(dict(zip(batch.rows, labels.tolist(), strict=True)))
+        return labels
+
+    monkeypatch.setattr(OtherLabel, "wrong_labels", watched)
+    in_turns(make_run, images, training=Training(epochs=6, batch_size=100, lr=1e-3))
+    assert len(drawn) == 6
+    assert any(labels != drawn[0] for labels in drawn[1:])
+
+
+@pytest.mark.parametrize("reason", ["steps", "weighting"])
+def test_sides_that_cannot_take_turns(reason, make_run, make_axis, images):
+    training = Training(steps=2, batch_size=2) if reason == "steps" else Training(epochs=1, batch_size=2)
+    weighting = make_axis("weighting", "munba" if reason == "weighting" else "simple")
+    with pytest.raises(ConfigError, match=reason) as caught:
+        in_turns(make_run, images, training=training, weighting=weighting)
+    assert caught.value.code == "VU-C148"
+
+
 def test_registered_names():
     seen = {}
     vu_register_unlearners(lambda name, target, **more: seen.update({name: more}))
-    assert set(seen) == {"random-label", "salun"}
     assert seen["random-label"]["aliases"] == ("rl",)
-    assert all(more["needs"] == ("denoise|classify",) for more in seen.values())
+    assert all(seen[name]["needs"] == ("denoise|classify",) for name in ("random-label", "salun"))
     assert "attribution" in seen["salun"]["axes"]
     assert "attribution" not in seen["random-label"]["axes"]

@@ -29,7 +29,7 @@ def pipeline() -> Any:
 
 
 def test_size() -> None:
-    assert size_of(WEIGHTS) <= 15_000_000
+    assert size_of(WEIGHTS / "diffusion") + (WEIGHTS / "judge.safetensors").stat().st_size <= 15_000_000
 
 
 def test_all_tensors_are_half_precision_or_counters() -> None:

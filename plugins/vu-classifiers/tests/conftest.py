@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from vu_classifiers.architecture import Architecture
+from vu_classifiers.cifar import Published
+from vu_classifiers.face_network import FaceTransformer
+from vu_classifiers.quiet import quiet
 from vu_classifiers.torch_module import TorchModule, TorchModuleConfig
 
 SOURCE = '''
@@ -125,3 +133,69 @@ def make() -> Make:
         return TorchModule(ref, TorchModuleConfig(**settings))  # type: ignore[arg-type]
 
     return made
+
+
+@pytest.fixture
+def write_cifar() -> Callable[..., Path]:
+    """Write files of noise as the authors of CIFAR do, labels in turn; of two kinds, five fine ones per coarse one."""
+
+    def write(folder: Path, published: Published) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(0)
+        train, test = published.records
+        fine = len(published.names[-1])
+        for name, count in [*((name, train) for name in published.train), (published.test, test)]:
+            label = np.arange(count) % fine
+            kinds = [label] if len(published.names) == 1 else [label // 5, label]
+            pixels = random.integers(0, 256, (count, 3 * 32 * 32))
+            np.column_stack([*kinds, pixels]).astype(np.uint8).tofile(folder / name)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a vision transformer of transformers: 2 blocks, 16 pixels, 3 classes."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, id2label={0: "a", 1: "b", 2: "c"})
+    return _saved(ViTForImageClassification, config, tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="session")
+def tiny_convnext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a convolutional network of transformers: 32 pixels, 3 classes."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(
+        hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, image_size=32, id2label={0: "a", 1: "b", 2: "c"}
+    )
+    return _saved(ConvNextForImageClassification, config, tmp_path_factory.mktemp("convnext"))
+
+
+def _saved(kind: Any, config: Any, folder: Path) -> Path:
+    """Write a network of random weights as transformers does."""
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(0)
+        network = kind(config)
+        for parameter in network.parameters():  # a fresh norm or bias would hide a mistake
+            torch.nn.init.normal_(parameter, std=0.3)
+        network.save_pretrained(folder)
+    return folder
+
+
+TINY_FACE = Architecture(classes=3, size=16, width=8, depth=2, heads=2, head_width=4, hidden=16)
+
+
+@pytest.fixture(scope="session")
+def tiny_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a face transformer: 2 blocks, 16 pixels, 3 identities."""
+    folder = tmp_path_factory.mktemp("face")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(FaceTransformer(TINY_FACE).state_dict(), folder / "model.safetensors")
+    (folder / "face_transformer.json").write_text(json.dumps(attrs.asdict(TINY_FACE)))
+    (folder / "classes.json").write_text('["a", "b", "c"]')
+    return folder

@@ -42,7 +42,7 @@ def test_facts_are_those_of_the_weights_file(make: Make) -> None:
     facts = make().inspect()
     assert facts.parameters == 4 * 27 + 4 + 8 + 15 + 12  # without the statistics of the normalisation
     assert facts.bytes == 4 * facts.parameters
-    assert facts.capabilities == {Capability.CLASSIFY}
+    assert facts.capabilities == {Capability.CLASSIFY, Capability.FRESH}
     assert facts.ref == f"{Path.cwd() / 'small_net.py'}:make"
     assert facts.resolution == 8
     assert facts == load(make()).facts

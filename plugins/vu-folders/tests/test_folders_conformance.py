@@ -14,6 +14,7 @@ from vu_folders.metafile import Metafile
 
 CHANGES = {
     "resolution": 16,
+    "resize": 40,
     "caption_template": "A photo of {}.",
     "overwrite_column": "substitute",
     "max_forget": 2,
@@ -29,6 +30,7 @@ class TestImageFolder(DatasetTests):
     other_forget = ("style:sketch",)
     overwrite = ("an oil painting",)
     other_values = CHANGES
+    tested_elsewhere = ("classes", "classes_file", "random_seed")  # these images lie in no class folders
     resolution = 32  # smaller ones leave no room where a crop could move
 
     @pytest.fixture(autouse=True)
@@ -67,3 +69,26 @@ class TestMetafile(DatasetTests):
 
     def make_ref(self) -> str:
         return str(self.file)
+
+
+class TestTrainAndTest(DatasetTests):
+    """Folders that are separated already, for a model that needs overwrites."""
+
+    plugin = ImageFolder
+    forget = ("class:cat", "class:dog")
+    other_forget = ("class:dog",)
+    overwrite = ("class:owl",)
+    other_values = {**CHANGES, "classes": ("dog", "cat", "owl")}
+    tested_elsewhere = ("overwrite_column", "held_out", "classes_file", "random_seed")
+    resolution = 32
+
+    @pytest.fixture(autouse=True)
+    def _images(self, image: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.root = tmp_path_factory.mktemp("separated")
+        for place, part in enumerate(("train", "test")):
+            for number, name in enumerate(("cat", "cow", "dog", "owl")):
+                for count in range(5 - 3 * place):
+                    image(self.root / part / name / f"{count}.png", seed=100 * place + 10 * number + count)
+
+    def make_ref(self) -> str:
+        return str(self.root)

@@ -25,10 +25,13 @@ OTHER = {
     (Training, "optimizer"): {"optimizer": "sgd"},
     (Training, "momentum"): {"optimizer": "sgd", "momentum": 0.5},
     (Training, "schedule"): {"schedule": "constant"},
+    (Training, "min_lr"): {"min_lr": 0.01},
     (Training, "warmup_steps"): {"warmup_steps": 2},
     (Training, "weight_decay"): {"weight_decay": 0.5},
+    (Training, "decay_vectors"): {"weight_decay": 0.5, "decay_vectors": False},
     (Training, "max_grad_norm"): {"max_grad_norm": 0.1},
     (Training, "exhausted"): {"steps": None, "epochs": 2, "exhausted": "retain_only"},
+    (Training, "epoch_of"): {"steps": None, "epochs": 2, "batch_size": 1, "epoch_of": "retain"},
     (Training, "gradient_conflict"): {"gradient_conflict": True},
     (Training, "checkpoint_every"): {"checkpoint_every": 0.0},
     (Full, "targets"): {"targets": ("norm",)},
@@ -41,6 +44,7 @@ OTHER = {
             "rank": {"rank": 3},
             "alpha": {"alpha": 8.0},
             "dropout": {"dropout": 0.3},
+            "init": {"init": "kaiming"},
             "targets": {"targets": ("to_q",)},
         }.items()
     },
@@ -55,16 +59,22 @@ def config_class(kind):
 BESIDE = {
     (Training, "momentum"): {"optimizer": "sgd"},
     (Training, "exhausted"): {"steps": None, "epochs": 2},
+    (Training, "epoch_of"): {"steps": None, "epochs": 2, "batch_size": 1},
+    (Training, "decay_vectors"): {"weight_decay": 0.5},
 }
+WHOLE = {"decay_vectors"}
+"""Fields of `Training` that show on whole weights alone: low-rank factors are no vectors."""
 FIELDS = [(kind, field) for kind in START for field in attrs.fields(config_class(kind))]
 
 
-def trace_of(folder, kind, changes):
+def trace_of(folder, kind, changes, field=""):
     """Return the hash of the edit, and the types of the events on the way to it."""
     config = config_class(kind)(**{**START[kind], **changes})
     settings = {"training": Training(**START[Training])}
     if kind is Training:
         settings["training"] = config
+        if field in WHOLE:
+            settings["parameters"] = Full(Full.Config())
     elif kind in (Simple, ForgetOnly):
         settings["weighting"] = kind(config)
     else:
@@ -78,8 +88,8 @@ def trace_of(folder, kind, changes):
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS, ids=lambda x: getattr(x, "__name__", getattr(x, "name", "")))
 def test_changing_the_field_changes_edit_or_record(kind, field, tmp_path):
-    before = trace_of(tmp_path / "before", kind, BESIDE.get((kind, field.name), {}))
-    after = trace_of(tmp_path / "after", kind, OTHER[kind, field.name])
+    before = trace_of(tmp_path / "before", kind, BESIDE.get((kind, field.name), {}), field.name)
+    after = trace_of(tmp_path / "after", kind, OTHER[kind, field.name], field.name)
     assert (after == before) == bool(field.metadata["speed_only"])
     assert field.metadata["help"]
 

@@ -25,7 +25,16 @@ from vu_core import (
     setting,
 )
 from vu_core.adapters import check_subset, subset
-from vu_core.training import Noised, NoisingConfig, Timesteps, Training, denoising_loss, fit, timestep_range
+from vu_core.training import (
+    Noised,
+    NoisingConfig,
+    Timesteps,
+    Training,
+    denoising_loss,
+    fit,
+    learning_rate,
+    timestep_range,
+)
 
 Losses = Callable[[Mapping[str, Batch]], dict[str, Tensor]]
 
@@ -56,6 +65,12 @@ class RandomLabelConfig(NoisingConfig):
         help="classifiers. uniform: one of the K - 1 wrong labels; parity: one of all K, the right one included; "
         "next: (y + 1) mod K",
         choices=("uniform", "parity", "next"),
+    )
+    order: str = setting(
+        "mixed",
+        help="classifiers. mixed: every step sees both sides; sequential: each epoch passes over the forget examples "
+        "and then over the retain ones",
+        choices=("mixed", "sequential"),
     )
 
 
@@ -89,8 +104,9 @@ class RandomLabel:
 
     Deviates:
         A label never equals the truth and stays for a pass (released code: it may, ``relabel = "parity"``). Every step
-        sees both sides (there: all forget images of an epoch first, or both shuffled together). Loaders are shuffled
-        and gone through (there: the first batch at each step). Under a Nash weighting ``forget_scale`` does nothing
+        sees both sides (there: all forget images of an epoch first, ``order = "sequential"``, or both shuffled
+        together). Loaders are shuffled and gone through (there: the first batch at each step). A sequential training
+        begins each pass without momentum. Under a Nash weighting ``forget_scale`` does nothing
         but where the weighting falls back, and a run that sets it is warned.
     """
 
@@ -112,7 +128,7 @@ class RandomLabel:
 
         Raises:
             ConfigError: ``VU-C090`` when no timestep can be drawn; ``VU-C113`` when a setting is not for this kind of
-                model.
+                model; ``VU-C148`` when the sides cannot take turns.
             PlanError: ``VU-L092`` when nothing belongs to the subset; ``VU-L095`` when there is no other label.
             UnlearnError: when a loss or a gradient is not finite.
         """
@@ -148,7 +164,10 @@ def relearn(
                 values["retain"] = values["retain"] + retain_penalty(theta)
             return values
 
-        fit(theta, penalised, data, run)
+        if config.order == "sequential":
+            fit_in_turns(theta, penalised, data, run)
+        else:
+            fit(theta, penalised, data, run)
         tuned = sum(p.numel() for p in theta.parameters())
         edit = theta.edit()
         return attrs.evolve(edit, facts={**edit.facts, "tuned_parameters": tuned})
@@ -156,12 +175,40 @@ def relearn(
         theta.detach()
 
 
+def fit_in_turns(theta: Theta, losses: Losses, data: ForgetRetain, run: Run) -> None:
+    """Pass over the forget examples and then over the retain ones, in every epoch; each pass is a `fit` of its own.
+
+    The learning rate of an epoch is that of the schedule, counted in epochs.
+
+    Raises:
+        ConfigError: ``VU-C148`` when the training has no epochs, or the weighting needs both sides at once.
+    """
+    training = run.training
+    linear = run.weighting is None or run.weighting.linear
+    if training is None or training.epochs is None or not linear:
+        raise ConfigError(
+            "VU-C148",
+            "With order = 'sequential' an epoch passes over one side after the other, but "
+            + ("the weighting needs both at once." if not linear else "the training counts steps and no epochs."),
+            "Use order = 'mixed'." if not linear else "Set unlearner.training.epochs in place of steps.",
+            where="unlearner.order",
+        )
+    schedule = attrs.evolve(training, warmup_steps=0)
+    for epoch in range(training.epochs):
+        rate = learning_rate(schedule, epoch, training.epochs)
+        once = attrs.evolve(run, training=attrs.evolve(schedule, epochs=1, lr=rate, schedule="constant"))
+        forget = attrs.evolve(data, retain=data.retain.take(()))
+        retain = attrs.evolve(data, forget=data.forget.take(()))
+        fit(theta, losses, forget, once, name=f"epoch {epoch} forget", regularizer_data=data)
+        fit(theta, losses, retain, once, name=f"epoch {epoch} retain", regularizer_data=data)
+
+
 def _objective(
     model: Model, run: Run, config: RandomLabelConfig
 ) -> tuple[Callable[[Theta], Losses], Collection[str] | None]:
     """Return what makes the losses of this kind of model, and which tensors are trained (``None``: all)."""
     if isinstance(model, Denoiser):
-        _refuse(config, ("relabel",), "a diffusion model")
+        _refuse(config, ("relabel", "order"), "a diffusion model")
         timesteps = Timesteps(*timestep_range(model, config))
         targets = None if config.subset is None else subset(run.candidates(model), config.subset)
         return lambda theta: OtherCaption(model, theta, config, timesteps), targets

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from vu_canvas.concepts import AXES, Pair, all_pairs, forgotten_pairs, overwrite_caption, select
+from vu_canvas.identities import IDENTITIES, identity
 from vu_canvas.render import OBJECTS, SIZE, SPLITS, STYLES, prompt, render
 from vu_core import (
     DataError,
@@ -86,6 +87,10 @@ class Canvas:
     def recognises(cls, path: Path) -> bool:
         """Return False: nothing on disk is canvas data."""
         return False
+
+    def classes(self) -> Mapping[str, str]:
+        """Return the 100 identities, such as ``star-neon``, and the concept that names each."""
+        return IDENTITIES
 
     def parse(self, forget: Sequence[str], overwrite: Sequence[str]) -> Selection:
         """Understand ``style:neon``, ``object:star`` and ``object:star+style:neon``, and the overwrites for them.
@@ -197,6 +202,7 @@ class Canvas:
             labels={
                 "object": tuple(word for (word, _), _ in rows),
                 "style": tuple(style for (_, style), _ in rows),
+                "identity": tuple(identity(pair) for pair, _ in rows),
             },
             load=load,
         )

@@ -24,6 +24,11 @@ def vu_register_models(register: Register) -> None:
         summary="a small Stable Diffusion pipeline, shipped with its weights: ten objects in ten styles, 64x64",
         default=True,
     )
+    register(
+        "canvas-vit",
+        "vu_canvas.classifier:CanvasViTModel",
+        summary="a small vision transformer, shipped with its weights, that tells the 100 identities of canvas apart",
+    )
 
 
 @hookimpl

@@ -1,6 +1,6 @@
 """The command line that trains, exports and checks the models of this package.
 
-Run ``python -m vu_canvas.train --help``. The stages in order: vae, judge, diffusion, export, check.
+Run ``python -m vu_canvas.train --help``. The stages in order: vae, judge, diffusion, vit, export, check.
 """
 
 from __future__ import annotations
@@ -128,6 +128,17 @@ def diffusion(shop: Workshop, steps: int | None, seed: int) -> None:
     stage.train(shop.folder, say, planned(stage.SCHEDULE, steps, seed), shop.device)
 
 
+@main.command()
+@schedule_options
+@click.pass_obj
+@plainly
+def vit(shop: Workshop, steps: int | None, seed: int) -> None:
+    """Train the classifier of the 100 identities, on renders only."""
+    from vu_canvas.training import vit as stage
+
+    stage.train(shop.folder, say, planned(stage.SCHEDULE, steps, seed), shop.device)
+
+
 def target_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add the folder of the weights."""
     kind = click.Path(file_okay=False, path_type=Path)
@@ -136,7 +147,7 @@ def target_option(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @target_option
-@click.argument("what", type=click.Choice(["all", "judge", "diffusion"]), default="all")
+@click.argument("what", type=click.Choice(["all", "judge", "diffusion", "vit"]), default="all")
 @click.pass_obj
 @plainly
 def export(shop: Workshop, target: Path | None, what: str) -> None:
@@ -148,6 +159,8 @@ def export(shop: Workshop, target: Path | None, what: str) -> None:
         stage.export_judge(shop.folder, target, say)
     if what in ("all", "diffusion"):
         stage.export_pipeline(shop.folder, target, say)
+    if what in ("all", "vit"):
+        stage.export_vit(shop.folder, target, say)
 
 
 @main.command()
@@ -173,6 +186,26 @@ def check(shop: Workshop, target: Path | None, images: int, write: bool) -> None
     misses = [line for result in results for line in result.misses()]
     if misses:
         raise click.ClickException("below target:\n" + "\n".join(misses))
+
+
+@main.command()
+@target_option
+@click.option("--per-identity", type=click.IntRange(min=1), default=100, show_default=True, help="Unseen drawings.")
+@click.option("--write", is_flag=True, help="Write what was measured into vit.md beside the weights.")
+@click.pass_obj
+@plainly
+def check_vit(shop: Workshop, target: Path | None, per_identity: int, write: bool) -> None:
+    """Measure the classifier of the 100 identities; exit status 1 when it is below its target."""
+    from vu_canvas.training import check_vit as stage
+    from vu_canvas.training.export import WEIGHTS
+
+    target = WEIGHTS if target is None else target
+    result = stage.measure(target, per_identity, shop.device)
+    click.echo(result.text())
+    if write:
+        stage.write_page(shop.folder, target, result)
+    if result.misses():
+        raise click.ClickException("below target:\n" + "\n".join(result.misses()))
 
 
 if __name__ == "__main__":

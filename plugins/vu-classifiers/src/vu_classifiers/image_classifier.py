@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from vu_core import Batch, Examples, ModelError, ModelFacts, did_you_mean, digest
+from vu_classifiers.blocks import find_blocks
+from vu_core import Batch, Examples, ModelError, ModelFacts, TransformerBlock, did_you_mean, digest
 
 if TYPE_CHECKING:
     from vu_core import Run
@@ -51,12 +52,13 @@ class ImageClassifier:
     is trained. Names of its tensors begin with ``classifier.``.
 
     Args:
-        module: maps ``(B, channels, H, W)`` to logits ``(B, K)``.
+        module: maps ``(B, channels, H, W)`` to logits ``(B, K)``, or to an object with an attribute ``logits``.
         facts: what `inspect` told.
         classes: names of the K classes in the order of the logits.
         axis: which label of an example names its class; empty = the one whose values are all classes.
         head: name of the module whose input is the features; empty = the last `torch.nn.Linear`.
         normalisation: what the module wants to see.
+        make: makes the module anew, with weights drawn from the global generator; ``None`` where nothing can.
 
     Raises:
         ModelError: the module answers an image with something else than K finite logits (``VU-M096``), or the head is
@@ -79,13 +81,17 @@ class ImageClassifier:
         axis: str = "",
         head: str = "",
         normalisation: Normalisation | None = None,
+        make: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.network = nn.ModuleDict({COMPONENT: module}).requires_grad_(False).eval()
         self.facts = facts
         self.classes = tuple(classes)
         self.axis = axis
-        self.head = _head_of(module, head)
+        self.head = f"{COMPONENT}.{_head_of(module, head)}"
         self.normalisation = normalisation or Normalisation()
+        self._make = make
+        # Looked up now: an adapter may rename tensors later.
+        self._blocks = find_blocks((name, tuple(p.shape)) for name, p in self.network.named_parameters())
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.fingerprint = self._fingerprint()
@@ -132,22 +138,72 @@ class ImageClassifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits ``(B, K)`` in float32 of images in [-1, 1], ``(B, 3, H, W)``."""
-        out: Tensor = self.network[COMPONENT](self.normalisation(images).to(self.dtype)).float()
+        out: Tensor = _logits_of(self.network[COMPONENT](self.normalisation(images).to(self.dtype))).float()
         return out
 
     def features(self, images: Tensor) -> Tensor:
         """Return what goes into the head, ``(B, D)`` in float32; more dimensions are laid out in a row."""
         inputs: list[Tensor] = []
         # Looked up at every call: an adapter may have taken the place of the module.
-        head = self.network[COMPONENT].get_submodule(self.head)
+        head = self.network.get_submodule(self.head)
         handle = head.register_forward_pre_hook(lambda _module, arguments: inputs.extend(arguments[:1]))
         try:
             self.logits(images)
         finally:
             handle.remove()
         if not inputs:
-            raise _no_head(f"The module {self.head!r} is not used when the network answers an image.", "")
+            name = self.head.removeprefix(f"{COMPONENT}.")
+            raise _no_head(f"The module {name!r} is not used when the network answers an image.", "")
         return inputs[-1].flatten(1).float()
+
+    def margin_logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the logits as a face transformer is trained on them, ``(B, K)`` in float32.
+
+        The true class must win by the margin of the head. Where the head has none, these are the `logits`.
+
+        Args:
+            images: ``(B, 3, H, W)`` in [-1, 1].
+            labels: int64 ``(B,)`` in 0 .. K - 1.
+        """
+        with_margin = getattr(self.network.get_submodule(self.head), "with_margin", None)
+        if with_margin is None:
+            return self.logits(images)
+        logits: Tensor = with_margin(self.features(images).to(self.dtype), labels).float()
+        return logits
+
+    def blocks(self) -> tuple[TransformerBlock, ...]:
+        """Return the transformer blocks from the input to the output; empty for a network without any."""
+        return self._blocks
+
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        """Return newly initialised parameters and buffers by their names in ``network``; the model stays as it is.
+
+        Args:
+            seed: of torch's generator while the module is made.
+
+        Returns:
+            One tensor per stored tensor, of tied ones the first, on the device and in the precision of the model.
+
+        Raises:
+            ModelError: nothing makes the module anew, or it is the same whatever the seed, such as one that reads
+                trained weights (``VU-M110``).
+        """
+        tensors, others = self._made(seed), self._made(seed + 1)
+        if all(torch.equal(tensor, others[name]) for name, tensor in tensors.items()):
+            raise _not_fresh("what makes the network gives the same tensors for every seed")
+        return tensors
+
+    def _made(self, seed: int) -> dict[str, Tensor]:
+        """Return the tensors of a module that is made with this seed."""
+        if self._make is None:
+            raise _not_fresh("nothing makes its network anew")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self._make()
+        module = module.to(self.device, self.dtype)
+        stored = module.state_dict().keys()
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return {f"{COMPONENT}.{name}": tensor.detach() for name, tensor in named if name in stored}
 
     @torch.no_grad()
     def _fingerprint(self) -> str:
@@ -155,7 +211,7 @@ class ImageClassifier:
         size = self.facts.resolution
         image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(self.device) * 2 - 1
         try:
-            found: Any = self.network[COMPONENT](self.normalisation(image).to(self.dtype))
+            found = _logits_of(self.network[COMPONENT](self.normalisation(image).to(self.dtype)))
         except Exception as error:
             lines = str(error).splitlines() or [""]
             shape = (1, self.normalisation.channels, size, size)
@@ -214,6 +270,11 @@ class ImageClassifier:
         )
 
 
+def _logits_of(answer: Any) -> Any:
+    """Return the logits in what a network answers, which may be an object that holds them."""
+    return getattr(answer, "logits", answer)
+
+
 def _stored(image: Tensor) -> Tensor:
     """Return an image as levels 0 .. 255 where these give back its very bits, else as it is."""
     levels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -242,6 +303,12 @@ def _head_of(module: nn.Module, head: str) -> str:
 def _no_head(problem: str, more: str) -> ModelError:
     remedy = f"Set model.head to the name of the module that the features go into, such as 'fc'.{more}"
     return ModelError("VU-M097", problem, remedy, where="model.head")
+
+
+def _not_fresh(why: str) -> ModelError:
+    problem = f"The model cannot be trained from scratch: {why}."
+    remedy = "Let the factory make the network with weights that torch draws, without a seed of its own."
+    return ModelError("VU-M110", problem, remedy, where="model.ref")
 
 
 def _no_axis(problem: str, remedy: str) -> ModelError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from vu_classifiers import factory
+from vu_classifiers.blocks import find_blocks
 from vu_core import (
     Capability,
     ModelError,
@@ -33,7 +34,8 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Last words of the names of tensors that batch normalisation keeps and nobody trains."""
 
 
-def _distinct(classes: tuple[str, ...]) -> str | None:
+def distinct(classes: tuple[str, ...]) -> str | None:
+    """Object to names of classes that are not two or more distinct ones."""
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         return f"names {twice[0]!r} more than once"
@@ -45,7 +47,7 @@ class TorchModuleConfig:
     """Settings of `TorchModule`, the table ``[model]``."""
 
     weights: str = setting(help="safetensors file with the state of the module", path=True)
-    classes: tuple[str, ...] = setting(help="names of the classes in the order of the logits", check=_distinct)
+    classes: tuple[str, ...] = setting(help="names of the classes in the order of the logits", check=distinct)
     size: int = setting(224, help="height and width of the images in pixels", ge=1)
     axis: str = setting("", help="label of the data that names the class; empty = the one whose values are classes")
     head: str = setting("", help="name of the module whose input are the features; empty = the last torch.nn.Linear")
@@ -112,7 +114,7 @@ class TorchModule:
             name=self.name,
             ref=self.ref,
             base_hash=base_hash({"classifier": [file]}),
-            capabilities=frozenset({Capability.CLASSIFY}),
+            capabilities=capabilities(tensors),
             parameters=parameters,
             bytes=4 * parameters,
             resolution=self.config.size,
@@ -144,6 +146,7 @@ class TorchModule:
             axis=config.axis,
             head=config.head,
             normalisation=Normalisation(config.mean, config.std, config.channels),
+            make=self._module,
         )
 
     def _module(self) -> nn.Module:
@@ -173,6 +176,13 @@ class TorchModule:
         elif path.parent.is_dir():
             problem += did_you_mean(path.name, [other.name for other in path.parent.glob("*.safetensors")])
         raise ModelError("VU-M094", problem, remedy, where="model.weights")
+
+
+def capabilities(tensors: Sequence[StoredTensor]) -> frozenset[Capability]:
+    """Return what a network that can be made anew can do, by its stored tensors."""
+    can = {Capability.CLASSIFY, Capability.FRESH}
+    blocks = find_blocks((tensor.name, tensor.shape) for tensor in tensors)
+    return frozenset(can | {Capability.BLOCKS} if blocks else can)
 
 
 def is_parameter(tensor: StoredTensor) -> bool:

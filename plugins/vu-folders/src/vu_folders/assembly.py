@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from vu_core import Evaluation, EvaluationItem, Examples, ForgetRetain, Manifest, Selection, Side, Split
+from vu_core import DataError, Evaluation, EvaluationItem, Examples, ForgetRetain, Manifest, Run, Selection, Side, Split
 from vu_folders.images import read_image
+from vu_folders.layout import share_of
 from vu_folders.rows import Row, Sides, by_folder, divide, with_overwrites
 from vu_folders.settings import ImageSettings
 
@@ -66,18 +67,27 @@ class Images:
         limited = ", ".join(f"{key} = {limit}" for key, limit in limits.items() if limit)
         split = (
             f"per side by the hash of the file's bytes: {settings.held_out:g} held out, {settings.validation:g} for"
-            " validation, at least one each unless 0, the rest to train on" + (f" ({limited})" if limited else "")
+            " validation, at least one each unless 0, the rest to train on"
         )
+        if any(row.split for row in self.retain):
+            split = (
+                "by folder: train to train on, test (without it val) held out, val beside test for validation, else"
+                f" {settings.validation:g} of every class in train by the hash of the file's bytes"
+            )
+        split += f" ({limited})" if limited else ""
         counts = {**sides.counts(), "evaluation/items": items}
         return Manifest(name=name, ref=ref, digest=sides.digest, counts=counts, split=split, axes=self.axes)
 
-    def build(self, resolution: int) -> ForgetRetain:
-        """Return train and validation examples; only training images are cropped at random and flipped."""
-        sides, size = self.sides(), self.settings.resolution or resolution
+    def build(self, resolution: int, run: Run) -> ForgetRetain:
+        """Return train and validation examples; only training images are cropped at random and flipped.
+
+        While a run is measured, none are. Raises: DataError VU-D119.
+        """
+        sides, size = self.sides(), self._size(resolution)
 
         def table(split: Split, side: Side) -> Examples:
-            augment = self.settings if split == "train" else None
-            return examples(sides.parts[split, side], side, self.axes, size, augment)
+            augment = split == "train" and run.stage != "measure"
+            return examples(sides.parts[split, side], side, self.axes, size, self.settings, augment=augment)
 
         return ForgetRetain(
             table("train", "forget"),
@@ -90,12 +100,14 @@ class Images:
         """Return what `measure` asks: the captions of the part with every seed, and the images themselves.
 
         Without images in the part (its fraction is 0) the captions of the training images are asked and no examples
-        are given. Half of the ``samples``, rounded up, show what was to be forgotten.
+        are given. Of a random share of the training images nothing is asked, and its examples are none. Half of the
+        ``samples``, rounded up, show what was to be forgotten.
         """
-        sides, size = self.sides(), self.settings.resolution or resolution
+        sides, size = self.sides(), self._size(resolution)
         asked: dict[Side, list[EvaluationItem]] = {}
+        drawn = any(row.split for row in self.forget) and share_of(self.selection) is not None
         for side in ("forget", "retain"):
-            rows = sides.asked(split, side)
+            rows = () if drawn and side == "forget" else sides.asked(split, side)
             shown = {row.caption: row for row in reversed(rows)}  # one item per caption, in the order of the rows
             prompts = [shown[caption] for caption in dict.fromkeys(row.caption for row in rows)]
             asked[side] = [
@@ -104,37 +116,58 @@ class Images:
                 for seed in seeds
             ]
         unseen = {side: sides.parts[split, side] for side in asked}
-        tables = tuple(examples(rows, side, self.axes, size, None) for side, rows in unseen.items())
+        tables = tuple(examples(rows, side, self.axes, size, self.settings) for side, rows in unseen.items())
         return Evaluation(
             split=split,
             items=(*asked["forget"], *asked["retain"]),
             axes=self.axes,
-            examples=(tables[0], tables[1]) if all(unseen.values()) else None,
+            examples=(tables[0], tables[1]) if unseen["retain"] and (unseen["forget"] or drawn) else None,
             samples=spread_samples(asked["forget"], asked["retain"], len(seeds), samples),
             concepts=self.selection.concepts,
         )
 
+    def _size(self, resolution: int) -> int:
+        """Return the side of the squares. Raises: DataError VU-D119 when images are made smaller than that."""
+        size, short = self.settings.resolution or resolution, self.settings.resize
+        if short is not None and short < size:
+            raise DataError(
+                "VU-D119",
+                f"data.resize is {short}, but squares of {size} pixels are cut out.",
+                f"Use at least {size}, or leave it out.",
+                where="data.resize",
+            )
+        return size
+
 
 def examples(
-    rows: Sequence[Row], side: Side, axes: Mapping[str, tuple[str, ...]], size: int, augment: ImageSettings | None
+    rows: Sequence[Row],
+    side: Side,
+    axes: Mapping[str, tuple[str, ...]],
+    size: int,
+    settings: ImageSettings,
+    *,
+    augment: bool = False,
 ) -> Examples:
     """Return a table of examples; without ``augment`` the middle square is taken and nothing is flipped."""
+    overwrites = tuple(row.overwrite for row in rows)
     return Examples(
         side=side,
         captions=tuple(row.caption for row in rows),
-        overwrites=tuple(row.overwrite for row in rows) if side == "forget" else None,
+        overwrites=overwrites if side == "forget" and (all(overwrites) or not rows) else None,
         labels={axis: tuple(row.labels.get(axis, "") for row in rows) for axis in axes},
-        load=_loader(rows, size, augment),
-        reload=augment is not None and augment.crop == "random_per_step",
+        load=_loader(rows, size, settings, augment),
+        reload=augment and settings.crop == "random_per_step",
     )
 
 
-def _loader(rows: Sequence[Row], size: int, augment: ImageSettings | None) -> Callable[[int, torch.Generator], Tensor]:
-    random_crop = augment is not None and augment.crop != "center"
-    flip = augment is not None and augment.flip
+def _loader(
+    rows: Sequence[Row], size: int, settings: ImageSettings, augment: bool
+) -> Callable[[int, torch.Generator], Tensor]:
+    random_crop, flip, short = augment and settings.crop != "center", augment and settings.flip, settings.resize
 
     def load(row: int, generator: torch.Generator) -> Tensor:
-        return read_image(rows[row].path, size, random_crop=random_crop, flip=flip, generator=generator)
+        path = rows[row].path
+        return read_image(path, size, random_crop=random_crop, flip=flip, generator=generator, short=short)
 
     return load
 

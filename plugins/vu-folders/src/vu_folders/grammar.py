@@ -10,6 +10,7 @@ from vu_core import Concept, DataError, did_you_mean
 
 _MANY = 8
 _LABEL = re.compile(r"[\w-]+:\S")  # meant as axis:value
+_SHARE = re.compile(r"random:(\d+|\d*\.\d+)(%?)")
 
 
 def read_concepts(
@@ -53,6 +54,34 @@ def read_concepts(
                 "data.forget",
             )
     return concepts
+
+
+def read_share(forget: Sequence[str], overwrite: Sequence[str]) -> Concept | None:
+    """Understand ``random:0.1`` or ``random:10%``, a share of the training images; ``None`` where nothing is random.
+
+    Raises:
+        DataError: VU-D075 when it is no share, or does not stand alone.
+
+    Example:
+        >>> read_share(["random:10%"], []).labels
+        {'random': '0.1'}
+    """
+    named = next((text for text in forget if text.startswith("random:")), None)
+    if named is None:
+        return None
+    if len(forget) > 1 or overwrite:
+        raise _refused(
+            f"{named!r} cannot stand with other concepts or an overwrite.", "Name the share alone.", "data.forget"
+        )
+    match = _SHARE.fullmatch(named)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < share < 1:
+        raise _refused(
+            f"{named!r} is no share of the training images.",
+            "Write random:0.1 or random:10%, between 0 and 1.",
+            "data.forget",
+        )
+    return Concept(named, {"random": f"{share:g}"})
 
 
 def offer(axes: Mapping[str, tuple[str, ...]]) -> str:

@@ -12,17 +12,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from vu_core import DataError, Evaluation, ForgetRetain, Manifest, Selection, Source, Split
+from vu_core import (
+    Capability,
+    DataError,
+    Evaluation,
+    ForgetRetain,
+    Manifest,
+    Plan,
+    Selection,
+    Source,
+    Split,
+    did_you_mean,
+    setting,
+)
 from vu_folders import assembly
 from vu_folders.columns import read_entry, read_text
-from vu_folders.grammar import offer, read_concepts
+from vu_folders.grammar import offer, read_concepts, read_share
+from vu_folders.layout import METADATA, collected, disagree, drawn, parts_of, share_of, with_validation
 from vu_folders.rows import IMAGE_SUFFIXES, Row, axes_of, caption_of, fingerprinted
 from vu_folders.settings import ImageSettings
 
 if TYPE_CHECKING:
     from vu_core import Run
 
-METADATA = "metadata.jsonl"
 FORGET = "forget"
 _ENTRIES = 10_000  # names that `recognises` looks at
 
@@ -30,6 +42,10 @@ _ENTRIES = 10_000  # names that `recognises` looks at
 @attrs.frozen
 class Config(ImageSettings):
     """Settings of the data ``imagefolder``, the table ``[data]``."""
+
+    classes: tuple[str, ...] = setting((), help="class folders that are read, in the order of their labels; else all")
+    classes_file: str | None = setting(None, help="text file with one of these class folders per line", path=True)
+    random_seed: int = setting(0, help="which images --forget random:SHARE draws", ge=0)
 
 
 class ImageFolder:
@@ -42,6 +58,11 @@ class ImageFolder:
     the images without a metadata line that lie in a folder called NAME at any depth, and ``COLUMN:VALUE`` the
     images with this value in a further column of ``metadata.jsonl``. All else is retained. A folder called ``forget``
     is what is forgotten when nothing is said.
+
+    A folder that holds ``train`` and ``test`` (or ``val``) with the same class folders, and nothing else, is separated
+    already: what lies in ``test`` is held out, and what lies in ``val`` beside it is for validation, else a share of
+    ``train`` is. Its only axis is ``class``; ``random:0.1`` or ``random:10%`` names a share of all training images. An
+    overwrite may be given, and is needed by diffusion models alone.
 
     Args:
         ref: the folder; config: see `Config`.
@@ -76,6 +97,8 @@ class ImageFolder:
             DataError: VU-D075 for unknown axes and values, VU-D074 without any overwrite, VU-D076 when nothing is left
                 to forget, and what is wrong with the files.
         """
+        if self._parts and (share := read_share(forget, overwrite)) is not None:
+            return Selection((share,))
         notes = []
         if not forget and FORGET in self._axes.get("folder", ()):
             forget = [f"folder:{FORGET}"]
@@ -96,7 +119,7 @@ class ImageFolder:
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return self._images(selection).build(resolution)
+        return self._images(selection).build(resolution, run)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run
@@ -104,8 +127,31 @@ class ImageFolder:
         """Return captions and images of ``split``; see `vu_folders.assembly.Images.evaluation`."""
         return self._images(selection).evaluation(resolution, split=split, seeds=seeds, samples=samples)
 
+    def classes(self) -> Mapping[str, str]:
+        """Return the concept of every class folder, in the order of `Config`, else of their names.
+
+        Raises:
+            DataError: VU-D118 where images lie in no class folders.
+        """
+        names = self._axes.get("class", ())
+        if not names:
+            raise disagree("These images lie in no class folders.", "Put them into folders of their class.", self.ref)
+        return {name: f"class:{name}" for name in names}
+
+    @cached_property
+    def _parts(self) -> Mapping[Split, Path]:
+        """Where the images of every split lie, if the folder is separated already."""
+        root = Path(self.ref).expanduser()
+        return parts_of(root) if root.is_dir() else {}
+
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
+        """The images with the hashes of their files."""
+        rows = fingerprinted(self._found)
+        return with_validation(rows, self.config.validation) if self._parts else rows
+
+    @cached_property
+    def _found(self) -> tuple[Row, ...]:
         root = Path(self.ref).expanduser()
         if not root.is_dir():
             raise DataError(
@@ -114,7 +160,7 @@ class ImageFolder:
                 "Name the folder: --data imagefolder=FOLDER.",
                 where="data.ref",
             )
-        rows = tuple(self._collect(root, root))
+        rows = collected(self._parts, root, self._chosen, self.config) if self._parts else self._named(root)
         if not rows:
             raise DataError(
                 "VU-D070",
@@ -122,14 +168,49 @@ class ImageFolder:
                 f"Put images there ({', '.join(sorted(IMAGE_SUFFIXES))}), in class folders or with a {METADATA}.",
                 where=str(root),
             )
-        return fingerprinted(rows)
+        return rows
+
+    def _named(self, root: Path) -> tuple[Row, ...]:
+        """Return the images of the chosen class folders, of all when none is chosen. Raises: DataError VU-D118."""
+        rows, chosen = tuple(self._collect(root, root)), self._chosen
+        known = {row.labels["class"] for row in rows if "class" in row.labels}
+        for name in chosen:
+            if name not in known:
+                raise disagree(
+                    f"There is no class folder {name!r} in {self.ref!r}.{did_you_mean(name, known)}",
+                    "Correct data.classes.",
+                    "data.classes",
+                )
+        return tuple(row for row in rows if not chosen or row.labels.get("class") in chosen)
+
+    @cached_property
+    def _chosen(self) -> tuple[str, ...]:
+        """The class folders that are named, none where all are meant. Raises: DataError VU-D118, VU-D070."""
+        chosen, file = self.config.classes, self.config.classes_file
+        if file is not None:
+            path = Path(file).expanduser()
+            if chosen:
+                raise disagree("The classes are given twice.", "Set data.classes or data.classes_file.", "data.classes")
+            if not path.is_file():
+                raise DataError("VU-D070", f"There is no file {file!r}.", "Name it.", where="data.classes_file")
+            chosen = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
+        for place, name in enumerate(chosen):
+            if name in chosen[:place]:
+                raise disagree(f"The class {name!r} is named twice.", "Name every class once.", "data.classes")
+        return chosen
 
     @cached_property
     def _axes(self) -> Mapping[str, tuple[str, ...]]:
-        return axes_of(self._rows)
+        axes = axes_of(self._found)
+        return {**axes, "class": self._chosen} if self._chosen else axes
 
     def _images(self, selection: Selection) -> assembly.Images:
+        share = share_of(selection) if self._parts else None
+        names = frozenset[str]() if share is None else drawn(self._rows, share, self.config.random_seed)
+
         def chosen(row: Row) -> bool:
+            if share is not None:
+                return row.name in names
             return any(all(row.labels.get(a) == v for a, v in c.labels.items()) for c in selection.concepts)
 
         forget = tuple(row for row in self._rows if chosen(row))
@@ -190,6 +271,25 @@ class ImageFolder:
                     "Add a line for it, or take the image away.",
                     where=str(listing),
                 )
+
+
+def check_overwrites(plan: Plan) -> None:
+    """Object to a diffusion model where the data are labelled images without an overwrite.
+
+    Raises:
+        DataError: VU-D074.
+    """
+    data = plan.config.data
+    if data.entry.load() is not ImageFolder or Capability.DENOISE not in plan.model.capabilities:
+        return
+    if any(concept.overwrite for concept in plan.selection.concepts) or not parts_of(Path(data.ref).expanduser()):
+        return
+    raise DataError(
+        "VU-D074",
+        f"The model {plan.model.name!r} is taught what to draw instead of the forgotten, and no overwrite is named.",
+        "Name one concept for all: --overwrite CONCEPT. A share of the images suits classifiers alone.",
+        where="data.overwrite",
+    )
 
 
 def _below(folder: Path) -> Iterator[Path]:

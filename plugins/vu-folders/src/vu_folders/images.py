@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_image(path: Path, size: int, *, random_crop: bool, flip: bool, generator: torch.Generator) -> Tensor:
+def read_image(
+    path: Path, size: int, *, random_crop: bool, flip: bool, generator: torch.Generator, short: int | None = None
+) -> Tensor:
     """Return an image as float32 ``(3, size, size)`` in [-1, 1].
 
-    The short side is resized to ``size`` (bilinear, antialiased), then a square is cut out: the middle one, or one at a
-    random place; with ``flip`` it is mirrored with probability 1/2. Pixels p become ``(p / 255 - 0.5) / 0.5``. Of an
+    The short side is resized to ``short`` (bilinear, antialiased), then a square is cut out: the middle one, or one at
+    a random place; with ``flip`` it is mirrored with probability 1/2. Pixels p become ``(p / 255 - 0.5) / 0.5``. Of an
     animated image the first frame is taken.
 
     Args:
@@ -26,6 +28,7 @@ def read_image(path: Path, size: int, *, random_crop: bool, flip: bool, generato
         random_crop: whether the square is taken at a random place.
         flip: whether the image may be mirrored.
         generator: draws top, left and flip, always in this order, so that one setting does not shift another's draw.
+        short: the short side in pixels, at least ``size``; ``size`` when absent.
 
     Raises:
         DataError: VU-D073 when the file is no image or damaged.
@@ -40,7 +43,7 @@ def read_image(path: Path, size: int, *, random_crop: bool, flip: bool, generato
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise no_image(path, error, str(path)) from error
-    image = _resize(image, size)
+    image = _resize(image, short or size)
     draws = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     width, height = image.size
     spare = (width - size, height - size)

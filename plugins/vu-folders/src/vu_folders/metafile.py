@@ -84,7 +84,7 @@ class Metafile:
 
     def build(self, selection: Selection, *, resolution: int, run: Run) -> ForgetRetain:
         """Return train and validation examples; ``resolution`` is used when the configuration names none."""
-        return self._images(selection).build(resolution)
+        return self._images(selection).build(resolution, run)
 
     def evaluation(
         self, selection: Selection, *, split: Split, seeds: Sequence[int], samples: int, resolution: int, run: Run

@@ -26,8 +26,20 @@ def vu_register_datasets(register: Register) -> None:
 
 
 @hookimpl
+def vu_register_commands(register: Register) -> None:
+    """Name the commands."""
+    register(
+        "arrange-imagenet100",
+        "vu_folders.imagenet100:arrange",
+        summary="Arrange a raw ImageNet-100 as folders train and test.",
+    )
+
+
+@hookimpl
 def vu_check_plan(plan: Plan) -> None:
-    """Object to a method that looks at images when the data have none."""
+    """Object to a method that looks at images when the data have none, and to a model that lacks an overwrite."""
+    from vu_folders.imagefolder import check_overwrites
     from vu_folders.prompts import check_images
 
     check_images(plan)
+    check_overwrites(plan)

@@ -25,6 +25,7 @@ class Row:
         caption: what it shows; overwrite: its own overwrite caption, empty when it has none.
         labels: value per axis; where: file and line that named it.
         content: SHA-256 of the file's bytes.
+        split: where the folders say it belongs; ``None`` where its hash decides.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Row:
     labels: Mapping[str, str]
     where: str
     content: str = ""
+    split: Split | None = None
 
 
 @attrs.frozen
@@ -94,6 +96,7 @@ def divide(forget: Sequence[Row], retain: Sequence[Row], settings: ImageSettings
     their bytes; the first ``floor(held_out * n)`` are held out, the next ``floor(validation * n)`` are for validation,
     but at least one each unless the fraction is 0, and at least one is left to train on. An image that lies on both
     sides is always trained on. ``max_forget`` and ``max_retain`` keep the first training images in that order.
+    Images whose folders say where they belong stay there.
 
     Raises:
         DataError: VU-D076 when a side has too few images for its parts.
@@ -101,10 +104,11 @@ def divide(forget: Sequence[Row], retain: Sequence[Row], settings: ImageSettings
     both = {row.content for row in forget} & {row.content for row in retain}
     parts: dict[tuple[Split, Side], tuple[Row, ...]] = {}
     for side, rows, limit in (("forget", forget, settings.max_forget), ("retain", retain, settings.max_retain)):
-        place = _places(rows, both, settings, side)
+        separated = any(row.split for row in rows)
+        place = _said(rows, side) if separated else _places(rows, both, settings, side)
         ordered = sorted(rows, key=lambda row: (row.content, row.name))
         for split in SPLITS:
-            chosen = tuple(row for row in ordered if place[row.content] == split)
+            chosen = tuple(row for row in ordered if place[row.name if separated else row.content] == split)
             parts[split, side] = chosen[:limit] if split == "train" else chosen  # type: ignore[index]
     lines = [
         "\0".join((split, side, row.name, row.content, row.caption, row.overwrite))
@@ -112,7 +116,21 @@ def divide(forget: Sequence[Row], retain: Sequence[Row], settings: ImageSettings
         for row in rows
     ]
     pixels = f"{settings.resolution} {settings.crop} {settings.flip}"
+    pixels += f" {settings.resize}" if settings.resize else ""
     return Sides(parts, digest("folders 1", pixels, *lines))
+
+
+def _said(rows: Sequence[Row], side: str) -> dict[str, Split]:
+    """Return the split of every image of a side, by name, as its folders say it."""
+    place = {row.name: row.split for row in rows if row.split is not None}
+    if "train" not in place.values():
+        raise DataError(
+            "VU-D076",
+            f"The {side} side has no image to train on: data.validation takes all of them.",
+            "Add images, or lower data.validation (0 = no such part).",
+            where="data",
+        )
+    return place
 
 
 def _places(rows: Sequence[Row], both: set[str], settings: ImageSettings, side: str) -> dict[str, Split]:
@@ -142,9 +160,13 @@ def _places(rows: Sequence[Row], both: set[str], settings: ImageSettings, side: 
 def with_overwrites(rows: Sequence[Row], selection: Selection, settings: ImageSettings) -> tuple[Row, ...]:
     """Return forget rows with an overwrite caption each: their own, else that of the first concept they show.
 
+    Where the folders say what is held out, overwrites may be left out altogether: then the rows stay as they are.
+
     Raises:
         DataError: VU-D074 when a row has neither, or would be overwritten by its own caption.
     """
+    if not any(concept.overwrite for concept in selection.concepts) and all(row.split for row in rows):
+        return tuple(rows)
     done = tuple(attrs.evolve(row, overwrite=row.overwrite or _supplied(row, selection, settings)) for row in rows)
     for row in done:
         if row.overwrite == row.caption:

@@ -29,6 +29,9 @@ class ImageSettings:
     resolution: int | None = setting(
         None, help="side of the images in pixels; the model's own when absent", ge=8, check=_multiple_of_8
     )
+    resize: int | None = setting(
+        None, help="short side of an image in pixels before the square is cut out; its side when absent", ge=8
+    )
     crop: str = setting(
         "random",
         help="square taken from a training image: random once per run, center, or anew at every step",

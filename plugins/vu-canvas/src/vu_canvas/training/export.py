@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vu_canvas.training import diffusion, judge, vae
+from vu_canvas.training import diffusion, judge, vae, vit
 from vu_canvas.training.diffusion import SCHEDULER
 from vu_canvas.training.loop import Say, read_record, write_json, write_tensors
 from vu_canvas.training.tokenizer import build_tokenizer
@@ -75,6 +75,14 @@ def export_judge(folder: Path, target: Path, say: Say) -> None:
     target.mkdir(parents=True, exist_ok=True)
     path = target / "judge.safetensors"
     write_tensors(path, {k: v.half() if v.is_floating_point() else v for k, v in state.items()})
+    say(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def export_vit(folder: Path, target: Path, say: Say) -> None:
+    """Write ``target/vit.safetensors`` from the checkpoint in `folder`, in half precision."""
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / "vit.safetensors"
+    write_tensors(path, {k: v.half() for k, v in vit.load(folder).state_dict().items()})
     say(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
 
 
