@@ -5,10 +5,10 @@ DISTRIBUTIONS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml) constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench mutants results clean
+.PHONY: help demo test lint docs bench mutants results results-continual clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 demo: .venv/installed  ## make a model forget a style and look at the evidence
 	$(BIN)/vu unlearn --method fade-sparse --seed 42
@@ -34,6 +34,9 @@ mutants: .venv/installed-dev  ## apply wrong formulas one at a time; each must t
 results: .venv/installed  ## repeat the measured runs and render docs/reference/results.md
 	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/results.py
+
+results-continual: .venv/installed  ## forgetting on classifiers, task after task and against retraining; resumable
+	$(BIN)/python benchmarks/results.py --only continual-canvas --only few-shot-canvas --only digits
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vu needs Python 3.11 or newer; name one with: make PYTHON=python3.11"; exit 1; }

@@ -16,11 +16,18 @@ import sys
 import tomllib
 from typing import Any
 
-from measured import composition, elastic, methods, runs
+from measured import composition, continual, digits, elastic, methods, runs
 from measured.making import ROOT
 
 PAGE = ROOT / "docs/reference/results.md"
-KINDS: dict[str, Any] = {"runs": runs, "elastic": elastic, "composition": composition, "methods": methods}
+KINDS: dict[str, Any] = {
+    "runs": runs,
+    "elastic": elastic,
+    "composition": composition,
+    "methods": methods,
+    "continual": continual,
+    "digits": digits,
+}
 
 
 def groups() -> list[dict[str, Any]]:

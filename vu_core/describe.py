@@ -31,8 +31,9 @@ CONFIGURABLE = (
     "metric",
     "audit",
     "exporter",
+    "sequence",
 )
-_TABLES = {"model": "model", "dataset": "data", "unlearner": "unlearner", **AXIS_PATHS}
+_TABLES = {"model": "model", "dataset": "data", "unlearner": "unlearner", "sequence": "sequence", **AXIS_PATHS}
 
 
 @attrs.frozen

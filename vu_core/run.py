@@ -58,6 +58,7 @@ class Run:
         edit: the edit that the model carries while a metric observes it after unlearning; ``None`` elsewhere.
         task: number of the task in its sequence, from 0; 0 for a run of its own.
         enter_pretrained: what `pretrained` enters; ``None`` when the model carries no earlier edits.
+        fitting: steps, and steps of an epoch, of the `fit` that prepares a regularizer; ``None`` elsewhere.
         attached: what `parameterise` has put on the model and `release` takes off again.
     """
 
@@ -81,6 +82,7 @@ class Run:
     edit: Edit | None = None
     task: int = 0
     enter_pretrained: Callable[[], AbstractContextManager[None]] | None = None
+    fitting: tuple[int, int] | None = None
     attached: list[Theta] = attrs.field(factory=list)
 
     def generator(self, name: str, *keys: object) -> torch.Generator:

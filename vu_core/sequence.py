@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,8 +94,8 @@ def execute(
         VuError: from the runs; `resume` goes on after the finished ones.
     """
     plan = dry_run(raw, plugins=plugins, max_minutes=max_minutes, max_gb=max_gb)
-    folder, _ = run_folder.reserve(plan.plans[0].config.run.out, plan.run_id)
-    with run_folder.lock(folder):
+    folder, of_the_user = run_folder.reserve(plan.plans[0].config.run.out, plan.run_id)
+    with run_folder.lock(folder), _careful(folder, keep_folder=of_the_user):
         with run_folder.writing(folder / SEQUENCE):
             write_text(folder / SEQUENCE, plan.text)
         return _work(plan, folder, plugins, on_event=on_event, on_plan=on_plan, strict=strict)
@@ -132,7 +131,7 @@ def resume(
             f"Repeat it with `vu unlearn -c {shlex.quote(str(folder / SEQUENCE))}`.",
             where=str(folder),
         )
-    with run_folder.lock(folder):
+    with run_folder.lock(folder), _telling_how_to_go_on(folder):
         run_folder.remove_leftovers(folder)
         plan = dry_run(_read(folder), plugins=plugins)
         _check_unchanged(plan, folder)
@@ -215,16 +214,15 @@ def _work(
         tasks=(),
         notes=plan.notes,
     )
-    with _careful(folder):
-        _write(record)
-        if on_plan is not None:
-            on_plan(plan, folder)
-        for seed in plan.seeds:
-            for number in range(len(plan.tasks)):
-                done = _task(chain, record, number, seed, plugins, tell)
-                record = attrs.evolve(record, tasks=(*record.tasks, done))
-                _write(record)
-        write_report(attrs.evolve(record, files=_files(folder)))
+    _write(record)
+    if on_plan is not None:
+        on_plan(plan, folder)
+    for seed in plan.seeds:
+        for number in range(len(plan.tasks)):
+            done = _task(chain, record, number, seed, plugins, tell)
+            record = attrs.evolve(record, tasks=(*record.tasks, done))
+            _write(record)
+    write_report(attrs.evolve(record, files=_files(folder)))
     record = attrs.evolve(record, files=_files(folder))
     _check_status(record, strict)
     return record
@@ -238,7 +236,6 @@ def _task(chain: Chain, record: SequenceRecord, number: int, seed: int, plugins:
     about = {"number": number, "planned": record.planned, "seed": seed, "seeds": len(record.seeds)}
     state = run_folder.state_of(folder)
     tell(Event("task", "sequence", {**about, "state": "begin", "name": chain.tasks[number].name}))
-    began = time.monotonic()
     run: RunRecord
     if state == "complete":
         run = pipeline.read_record(folder)
@@ -249,8 +246,7 @@ def _task(chain: Chain, record: SequenceRecord, number: int, seed: int, plugins:
         run = pipeline.execute(raw, plugins=plugins, on_event=tell)
     done = TaskRecord(number, chain.tasks[number].name, seed, places[-1], run)
     scores = {name: done.score(name) for name in done.shares()}
-    seconds = round(time.monotonic() - began, 3)
-    tell(Event("task", "sequence", {**about, "state": "end", "seconds": seconds, "scores": scores}))
+    tell(Event("task", "sequence", {**about, "state": "end", "seconds": round(done.seconds, 3), "scores": scores}))
     return done
 
 
@@ -266,28 +262,46 @@ def _write(record: SequenceRecord) -> None:
 
 
 @contextmanager
-def _careful(folder: Path) -> Iterator[None]:
-    """Take back a folder in which nothing was won; else say how the sequence goes on."""
+def _careful(folder: Path, *, keep_folder: bool) -> Iterator[None]:
+    """Take back the folder of a new sequence in which nothing was won, as that of a run."""
+    try:
+        with _telling_how_to_go_on(folder):
+            yield
+    except Exception:  # whatever a plugin raised, and on it goes; after Ctrl-C, no Exception, the folder stays
+        if not _began(folder):
+            _take_back(folder, keep_folder=keep_folder)
+        raise
+
+
+@contextmanager
+def _telling_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Add to the remedy of an error how a sequence goes on that has begun a run, and name its folder after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as stop:
         raise Interrupted(folder) from stop
-    except Exception as error:  # whatever a plugin raised, and on it goes
-        if not any(folder.glob(f"**/{run_folder.RUN}")):
-            for name in (SEQUENCE, SEQUENCE_JSON):
-                (folder / name).unlink(missing_ok=True)
-            _remove_empty(folder)
-        elif isinstance(error, VuError):
+    except RecordError:  # says itself what the folder lacks
+        raise
+    except VuError as error:
+        if _began(folder) and not (folder / run_folder.CARD).exists():
             again = f"`vu unlearn --resume {shlex.quote(str(folder))}`"
             error.remedy += f" The sequence goes on, from where it stopped, with {again}."
         raise
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder with nothing but empty folders in it; the folder of a run that failed early was one."""
-    for inner in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
-        if not any(inner.iterdir()):
-            inner.rmdir()
+def _began(folder: Path) -> bool:
+    """Tell whether a run of the sequence has left anything behind."""
+    return any(folder.glob(f"**/{run_folder.RUN}"))
+
+
+def _take_back(folder: Path, *, keep_folder: bool) -> None:
+    """Remove what a sequence has written whose first run failed early, and so left nothing behind."""
+    for name in (SEQUENCE, SEQUENCE_JSON, run_folder.LOCK):
+        (folder / name).unlink(missing_ok=True)
+    inner = sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True)
+    with suppress(OSError):  # something of a plugin lies in it
+        for each in (*inner, *(() if keep_folder else (folder,))):
+            each.rmdir()
 
 
 def _check_status(record: SequenceRecord, strict: bool) -> None:

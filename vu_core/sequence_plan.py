@@ -41,6 +41,13 @@ OF_TASK = ("name", "forget", "overwrite", "leave_out", "missing")
 """Keys of ``[[tasks]]`` of their own; every other one is a key of the run, such as ``unlearner.bound``."""
 OF_SEQUENCE = ("run.seed", "run.task", "run.out", "model.edits")
 """Keys that the sequence sets for every run."""
+WRITTEN_AS = {
+    "data.forget": "forget",
+    "data.overwrite": "overwrite",
+    "subset.leave_out": "leave_out",
+    "subset.missing": "missing",
+}
+"""Keys of the run that a task says by keys of its own, which the sequence works with."""
 
 
 @attrs.frozen
@@ -58,6 +65,7 @@ class Chain:
         base: what all runs share; choice: the sequence plugin with its settings, ``None`` for listed tasks.
         settings: the other keys of ``[sequence]``; origins: of its values.
         tasks: with what earlier tasks forget among ``leave_out``; overrides: per task, further keys of its run.
+        carried: edits that the model carries before the first task.
     """
 
     base: RawConfig
@@ -66,6 +74,7 @@ class Chain:
     origins: Mapping[str, str]
     tasks: tuple[SequenceTask, ...]
     overrides: tuple[Mapping[str, Any], ...]
+    carried: tuple[str, ...] = ()
 
     def run(self, number: int, *, seed: int | None = None, edits: Sequence[Path] = (), out: Path | None = None) -> Any:
         """Return the configuration of the run of one task, as `vu_core.stages.read.read` would."""
@@ -73,7 +82,8 @@ class Chain:
         values = {"data.forget": task.forget, "run.task": number, **self.overrides[number]}
         values |= {"subset.leave_out": task.leave_out} if task.leave_out else {}
         values |= {"subset.missing": task.missing} if task.missing else {}
-        values |= {"model.edits": tuple(str(edit.absolute()) for edit in edits)} if edits else {}
+        earlier = (*self.carried, *(str(edit.absolute()) for edit in edits))
+        values |= {"model.edits": earlier} if earlier else {}
         values |= {} if seed is None else {"run.seed": seed}
         values |= {} if out is None else {"run.out": str(out)}
         origin = f"--sequence, task {number}"
@@ -108,8 +118,9 @@ def understand(raw: RawConfig, plugins: Plugins) -> Chain:
     else:
         tasks = _divided(choice, structure(base, plugins))
         overrides = ({},) * len(tasks)
-    subset = structure(base, plugins).subset
-    return Chain(base, choice, settings, origins, _with_earlier(tasks, subset), overrides)
+    shared = structure(base, plugins)
+    carried = tuple(edit.path for edit in shared.edits)
+    return Chain(base, choice, settings, origins, _with_earlier(tasks, shared.subset), overrides, carried)
 
 
 def _table(raw: RawConfig, name: str) -> Mapping[str, Any]:
@@ -205,6 +216,8 @@ def _listed(listed: Any) -> tuple[tuple[SequenceTask, ...], tuple[Mapping[str, A
         for key in further:
             if key in OF_SEQUENCE:
                 raise _wrong_task(f"{place}.{key}", "is set by the sequence for every run")
+            if key in WRITTEN_AS:
+                raise _wrong_task(f"{place}.{key}", f"is written as {place}.{WRITTEN_AS[key]}")
         further |= {"data.overwrite": tuple(table["overwrite"])} if table.get("overwrite") else {}
         texts = {key: tuple(table.get(key, ())) for key in ("forget", "leave_out", "missing")}
         tasks.append(SequenceTask(**texts, name=table.get("name", "")))

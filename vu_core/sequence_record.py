@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -178,8 +178,17 @@ def _task_json(record: SequenceRecord, number: int) -> dict[str, Any]:
     }
 
 
+def _single_values(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of the facts that are no lists."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _single_values(value, f"{prefix}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            yield f"{prefix}{name}", value
+
+
 def _run_json(task: TaskRecord) -> dict[str, Any]:
-    facts = {key: value for key, value in task.run.edit_facts.items() if isinstance(value, bool | int | float | str)}
+    facts = dict(_single_values(task.run.edit_facts))
     return {
         "seed": task.seed,
         "folder": task.place,

@@ -32,7 +32,7 @@ def setting(
     Args:
         default: value when nothing is said; without one the field is required.
         help: one line for ``vu describe`` and ``--help``.
-        ge: least value of a number, or of every number in a tuple.
+        ge: least value of a number, of every number in a tuple, or of the ``numbers`` that a value says it stands for.
         gt: bound that a number exceeds.
         le: greatest value of a number.
         lt: bound that a number stays below.
@@ -63,7 +63,7 @@ def setting(
     def validate(_instance: Any, _attribute: Any, value: Any) -> None:
         if value is None:
             return
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in _numbers(value):
             _check_bounds(number, bounds)
         if choices is not None and value not in choices:
             raise ValueError(f"must be one of {', '.join(map(repr, choices))}, but is {value!r}")
@@ -76,6 +76,11 @@ def setting(
     if factory is not None:
         return attrs.field(factory=factory, validator=validate, metadata=metadata)
     return attrs.field(default=default, validator=validate, metadata=metadata)
+
+
+def _numbers(value: Any) -> Sequence[Any]:
+    numbers: Sequence[Any] = value if isinstance(value, tuple) else getattr(value, "numbers", (value,))
+    return numbers
 
 
 _SYMBOL = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

@@ -1,7 +1,7 @@
 """Kind ``continual``: sequences of tasks beside each other, each method with one seed or several.
 
-A row is a name, the words of its command and a number of seeds; one seed is one part, so that several can be made one by
-one and a stopped one goes on where it stopped.
+A row is a name, the words of its command and a number of seeds; one seed is one part, so that several can be made one
+by one and a stopped one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -184,4 +184,3 @@ def _order(by_row: dict[str, list[dict[str, Any]]], published: dict[str, Any]) -
         f"- Published order: {', '.join(there)}.",
         f"- {agreed} of {len(pairs)} pairs stand in the same order.",
     ]
-

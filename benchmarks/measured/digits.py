@@ -1,7 +1,7 @@
 """Kind ``digits``: every method against a model that was truly trained without what is forgotten.
 
-Each protocol, a whole class or a random share of the training images, has a reference: `retrain` with the schedule of the
-original training. A row is a name and the words of its command.
+Each protocol, a whole class or a random share of the training images, has a reference: `retrain` with the schedule of
+the original training. A row is a name and the words of its command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from measured.making import KEPT, ROOT, RUNS, keep, machine, shown, vu
 from measured.page import percent
 
 REFERENCE = "retrain"
-SCORES = ("ua", "ra", "ta", "mia")
+SCORES = ("ua", "ra", "ta", "mia_efficacy")
+HEADS = ("UA", "RA", "TA", "MIA")
 
 
 def parts(group: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
@@ -70,9 +71,9 @@ def render(group: dict[str, Any]) -> list[str]:
             continue
         size = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values[0]["machine"].items())
         n = {name: values[0]["scores"][name][2] for name in SCORES}
-        counts = ", ".join(f"{name.upper()} {count}" for name, count in n.items())
+        counts = ", ".join(f"{head} {n[name]}" for head, name in zip(HEADS, SCORES, strict=True))
         lines += [f"**`--forget {forget}`.** Split: {values[0]['split']}. n: {counts}. Machine: {size}.", ""]
-        lines += ["| method | UA | RA | TA | MIA | Avg. Gap | seconds |", "|---|---|---|---|---|---|---|"]
+        lines += [f"| method | {' | '.join(HEADS)} | Avg. Gap | seconds |", "|---" * 7 + "|"]
         before = " | ".join(percent(values[0]["scores"][name][0]) for name in SCORES)
         lines.append(f"| the original | {before} | | |")
         values.sort(key=lambda value: value["scores"].get("avg_gap", [0, 0.0])[1])

@@ -13,7 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("results", "measured", *(f"measured.{n}" for n in ("composition", "elastic", "making", "methods", "runs")))
+MODULES = (
+    "results",
+    "measured",
+    *(f"measured.{n}" for n in ("composition", "continual", "digits", "elastic", "making", "methods", "page", "runs")),
+)
 # Both a shell script and Python: a line "#!" cannot name an interpreter whose path has spaces.
 HEAD = f'#!/bin/sh\n"exec" "{sys.executable}" "$0" "$@"\n'
 FAKE = f"""{HEAD}import json, sys

@@ -47,8 +47,8 @@ class Lora:
     """Train a low-rank change of linear maps and convolutions: ``W + (alpha / rank) * B A``.
 
     A is drawn from a normal distribution with standard deviation ``1 / rank``, or uniformly in ``+-1 / sqrt(in)`` with
-    ``init = "kaiming"`` (per module its own generator of the run), B is zero, so that the untouched adapter changes nothing, bit for bit. Factors are float32, whatever the base
-    is.
+    ``init = "kaiming"`` (per module its own generator of the run), B is zero, so that the untouched adapter changes
+    nothing, bit for bit. Factors are float32, whatever the base is.
 
     Source:
         LoRA, Hu et al. 2021, https://arxiv.org/abs/2106.09685.

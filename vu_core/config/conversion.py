@@ -183,14 +183,27 @@ def _one_of(value: Any, allowed: Sequence[Any]) -> Any:
 
 
 def _union(value: Any, wanted: Any) -> Any:
-    """Try the members in the order written, but the exact type of the value first (an int is no float)."""
-    reasons: list[Exception] = []
+    """Try the members in the order written, but the exact type of the value first (an int is no float).
+
+    Of a table or list that suits none, the only member of its shape says what is wrong inside.
+    """
+    reasons: dict[Any, Exception] = {}
     for member in sorted(get_args(wanted), key=lambda member: member is not type(value)):
         try:
             return _converter().structure(value, member)
         except (ValueError, errors.BaseValidationError) as reason:
-            reasons += [] if member is type(None) else [reason]
-    raise reasons[0] if len(reasons) == 1 else _mismatch(value, wanted)
+            reasons |= {} if member is type(None) else {member: reason}
+    alike = [reason for member, reason in reasons.items() if _is_shape_of(member, value)]
+    for candidates in (alike, list(reasons.values())):
+        if len(candidates) == 1:
+            raise candidates[0]
+    raise _mismatch(value, wanted)
+
+
+def _is_shape_of(wanted: Any, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return attrs.has(wanted) or get_origin(wanted) in _TABLES
+    return isinstance(value, list | tuple) and get_origin(wanted) in _LISTS
 
 
 def _parts(walk: Any, value: Any, wanted: Any) -> Any:

@@ -18,6 +18,9 @@ ConfigT = TypeVar("ConfigT", covariant=True)
 class Dataset(Protocol[ConfigT]):
     """The class behind a data name. Everything but `build` and `evaluation` is torch-free.
 
+    Data whose images belong to classes has a method ``classes()``: class name to concept text for ``--forget``, in the
+    order of the labels. A sequence divides these into tasks.
+
     Data that hands out captions and no pixels says ``has_images = False``, and data without a caption of what takes the
     place of what is forgotten ``has_overwrites = False``: its tables have ``overwrites=None``.
     """

@@ -23,9 +23,9 @@ class Metric(Protocol[ConfigT]):
 
     `observe` looks at one model; `scores` compares what was observed before and after on the same items. ``version`` is
     part of the fingerprint and changes whenever a number could. A metric that does not look at what the model does, as
-    the size of an edit, says ``looks = False``: a run with no other one cannot show that anything was forgotten. One that
-    asks about what the run trained on says ``uses_train = True`` and finds it in `Evaluation.train`; a classifier has
-    prepared it, and all other tables.
+    the size of an edit, says ``looks = False``: a run with no other one cannot show that anything was forgotten. One
+    that asks about what the run trained on says ``uses_train = True`` and finds it in `Evaluation.train`; a classifier
+    has prepared it, and all other tables.
     """
 
     Config: ClassVar[type[Any]]

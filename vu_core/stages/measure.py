@@ -229,6 +229,7 @@ def _before_key(bench: Bench, name: str, metric: Metric[Any], evaluation: Evalua
     settings = [settings_text(choice.config) for choice in bench.plan.config.metrics if choice.name == name]
     chosen = bench.plan.config
     data = [bench.plan.manifest.name, settings_text(chosen.data.config), *settings]
+    data += [bench.plan.data_digest] if evaluation.train is not None else []  # also which of the images were drawn
     # Two models may share their weights and yet draw differently, such as with another sampler.
     model = [chosen.model.name, settings_text(chosen.model.config), str(getattr(bench.model, "fingerprint", ""))]
     versions = [f"{dist} {version}" for dist, version in sorted(bench.plan.versions.items())]

@@ -19,7 +19,7 @@ from vu_core.config.run_config import base_methods
 from vu_core.cost import estimate, steps_of, training_of
 from vu_core.data import Concept, Manifest, Selection
 from vu_core.earlier_edits import check_chain
-from vu_core.errors import ConfigError, PlanError
+from vu_core.errors import ConfigError, DataError, PlanError
 from vu_core.plan import Capability, Cost, ModelFacts, Plan
 from vu_core.plugins import Plugins
 from vu_core.registry import WORDS, Entry, Registry
@@ -72,7 +72,7 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     config, left_out = _without_unmeasurable(config, facts, manifest)
     notes += left_out
     _check_needs(config, facts, manifest, plugins.registry)
-    expected = counted(config, manifest, _count_classes(dataset))
+    expected = manifest if config.subset.whole else counted(config, manifest, _count_classes(dataset))
     with locating(config.origins):
         _check_warmup(config, expected)
     cost = estimate(config, facts, expected)
@@ -98,8 +98,11 @@ def _subset(config: RunConfig, dataset: Any) -> tuple[tuple[Concept, ...], tuple
 
 
 def _count_classes(dataset: Any) -> int | None:
-    """Return how many classes the data has, where it tells."""
-    return len(dataset.classes()) if hasattr(dataset, "classes") else None
+    """Return how many classes the data has, where it tells; only an estimate hangs on it."""
+    try:
+        return len(dataset.classes()) if hasattr(dataset, "classes") else None
+    except DataError:  # data of this kind may have classes, this one has none
+        return None
 
 
 def _check_limits(limits: Mapping[str, float | None]) -> None:

@@ -156,8 +156,6 @@ def counted(config: RunConfig, manifest: Manifest, classes: int | None) -> Manif
         classes: how many classes the data has; ``None`` when it does not say.
     """
     subset = config.subset
-    if subset.whole:
-        return manifest
     counts = dict(manifest.counts)
     sides = {"forget": len(config.forget), "retain": (classes or 0) - len(config.forget)}
     gone = len({*subset.leave_out, *subset.missing})

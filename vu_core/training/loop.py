@@ -89,11 +89,14 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
     """Return the number of optimiser steps that `fit` would take on the data.
 
     Counts only the sides that the run's weighting uses, and all processes that share a batch; asking starts their
-    group, so every process must ask. For methods that hand `fit` other tables than they were handed, such as a bank.
+    group, so every process must ask. For methods that hand `fit` other tables than they were handed, such as a bank. A
+    regularizer that asks while it is prepared hears the steps of that `fit`, whatever the data.
 
     Raises:
         ConfigError: ``VU-C031`` not exactly one of steps and epochs. UnlearnError: ``VU-U034`` no examples.
     """
+    if run.fitting is not None:
+        return run.fitting[0]
     if run.training is None:
         raise RuntimeError("total_steps needs run.training: the method's Config has no field 'training'")
     sides = sides_of(data, needed_sides(_joint_coefficients(run)))
@@ -103,9 +106,13 @@ def total_steps(data: ForgetRetain, run: Run) -> int:
 def steps_per_epoch(data: ForgetRetain, run: Run) -> int:
     """Return the number of optimiser steps of an epoch of `fit` on the data, for what changes from epoch to epoch.
 
+    A regularizer that asks while it is prepared hears the epoch of that `fit`, whatever the data.
+
     Raises:
         UnlearnError: ``VU-U034`` no examples.
     """
+    if run.fitting is not None:
+        return run.fitting[1]
     if run.training is None:
         raise RuntimeError("steps_per_epoch needs run.training: the method's Config has no field 'training'")
     sides = sides_of(data, needed_sides(_joint_coefficients(run)))
@@ -182,6 +189,7 @@ class _Phase:
     name: str
     training: Training
     total: int
+    per_epoch: int
     order: Order
     gradients: Gradients
     optimizer: torch.optim.Optimizer
@@ -225,11 +233,12 @@ class _Phase:
             apart=training.gradient_conflict,
         )
         sides = sides_of(data, gradients.needed())
-        total = _steps(training, sides, group)
+        total, per_epoch = _steps(training, sides, group), _per_epoch(training, sides, group)
         check_warmup(training, total)
         portions = training.accumulation * group.count
         order = Order(sides, run, name, training.batch_size, portions, device, training.exhausted)
-        phase = cls(theta, run, name, training, total, order, gradients, _optimizer(training, parameters), group)
+        optimizer = _optimizer(training, parameters)
+        phase = cls(theta, run, name, training, total, per_epoch, order, gradients, optimizer, group)
         phase._remember_values()
         return phase
 
@@ -249,9 +258,10 @@ class _Phase:
                 )
             saved = checkpoints.newest(self.folder, self.name, lambda text: self.run.emit("warning", text=text))
         if saved is None:
+            run = attrs.evolve(self.run, fitting=(self.total, self.per_epoch))
             for regularizer in self.run.regularizers:
                 with self.theta.base():
-                    regularizer.prepare(self.theta.model, self.theta, data, self.run)
+                    regularizer.prepare(self.theta.model, self.theta, data, run)
             return
         self._restore(saved)
         if self.group.first:

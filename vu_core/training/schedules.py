@@ -16,6 +16,11 @@ class From:
     value: float = setting(help="the value from there on")
     before: float = setting(0.0, help="the value until then")
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What the range of the setting holds for; a ``before`` of 0 means that nothing acts yet, and always may be."""
+        return (self.value, self.before) if self.before else (self.value,)
+
 
 Schedule = float | tuple[float, ...] | From
 """What the annotation of such a field is: one number; a list with one number per task; or a step function.

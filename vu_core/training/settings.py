@@ -45,6 +45,10 @@ class Training:
         60.0, help="seconds between checkpoints; 0 = after every step", ge=0, speed_only=True
     )
 
+    def __attrs_post_init__(self) -> None:
+        if self.schedule != "constant" and self.min_lr > self.lr:
+            raise ValueError(f"the learning rate cannot fall from lr = {self.lr:g} to min_lr = {self.min_lr:g}")
+
 
 def planned_steps(training: Training, n_forget: int, processes: int = 1, n_retain: int | None = None) -> int:
     """Return the number of optimiser steps of a run: ``steps`` as given, or ``epochs`` times `epoch_steps`.

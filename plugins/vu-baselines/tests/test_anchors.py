@@ -102,6 +102,19 @@ def test_mas_is_the_gradient_of_the_squared_length_of_each_answer(opposed, make_
     assert parity["classifier.weight"].item() == pytest.approx((1 + 9) / 4)  # the mean over 2 examples of 2 logits
 
 
+@pytest.mark.parametrize(("variant", "expected"), [("paper", 1.0), ("parity", 3.0 / 2)])
+def test_mas_of_the_released_code_alone_takes_the_margin_off(variant, expected, opposed, make_run):
+    class Margin(OneWeight):
+        def margin_logits(self, images, labels):
+            return self.logits(images) - torch.nn.functional.one_hot(labels, 2)
+
+    retain = table("retain", [1.0], [0])  # (w x - 1)^2 at w = -0.5: a gradient of -3, without the margin -1
+    data = ForgetRetain(opposed.forget, retain, retain, retain)
+    mas = MasAnchor(MasAnchorConfig(variant=variant, batch_size=1))
+    found = mas.importance(Margin(-0.5), ["classifier.weight"], data, make_run())
+    assert found["classifier.weight"].item() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -314,6 +315,15 @@ def test_the_share_falls_over_the_training_and_the_base_stays_that_of_before(mak
     assert len(counts) == 4
     assert [count / total for count in counts[:3]] == pytest.approx([0.6, 0.4, 0.2], abs=0.1)
     assert counts[0] > counts[1] > counts[2]
+
+
+def test_the_share_falls_to_nothing_even_where_one_side_is_trained_on(make_run, make_axis, images):
+    """Fine-tuning passes over the retain side alone, in larger batches than both sides would have."""
+    threshold = make_axis("regularizer", "soft-threshold", ratio=0.8)
+    training = attrs.evolve(SGD, steps=None, epochs=2, batch_size=8, epoch_of="retain")
+    run = make_run(training=training, regularizers=(threshold,))
+    SalUnSoft(SalUnSoftConfig(base_method="fine-tune")).unlearn(ToyClassifier(), images, run)
+    assert threshold.state()["steps"].tolist() == [2, 2]  # 8 retain images at once; with 4 forget images 4 steps
 
 
 def test_low_rank_factors_have_no_base_to_go_back_to(make_run, make_axis, images, classifier):

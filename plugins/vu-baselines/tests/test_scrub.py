@@ -13,7 +13,7 @@ from vu_baselines.scrub import Scrub, ScrubConfig, ScrubLosses, Turns, divergenc
 from vu_baselines.scrub_s import ScrubS, ScrubSConfig
 from vu_baselines.smoothing import Smoothing, SmoothingConfig
 from vu_baselines.teacher import Teacher
-from vu_core import Batch, Edit, Replace
+from vu_core import Batch, ConfigError, Edit, Replace
 from vu_core.adapters import apply_edit, edit_digest
 from vu_core.testing import ToyClassifier
 from vu_core.training import Training
@@ -139,6 +139,18 @@ def test_beyond_the_cap_a_forget_batch_is_let_be(losses):
 def test_more_forget_passes_than_passes_are_refused():
     with pytest.raises(ValueError, match="max_epochs = 3 is more than inner_epochs = 2"):
         ScrubConfig(inner_epochs=2, max_epochs=3)
+
+
+def test_turns_leave_no_room_for_an_exhausted_side():
+    with pytest.raises(ValueError, match="exhausted must be 'cycle'"):
+        ScrubConfig(training=Training(epochs=1, exhausted="retain_only"))
+
+
+def test_without_any_turn_there_is_nothing_to_do(images, make_run, make_axis, classifier):
+    run = make_run(training=Training(epochs=2, batch_size=3), weighting=make_axis("weighting", "none"))
+    with pytest.raises(ConfigError) as caught:
+        Scrub(ScrubConfig(max_epochs=0)).unlearn(classifier, images, run)
+    assert caught.value.code == "VU-C150"
 
 
 def test_another_teacher_gives_another_edit(images, make_run):

@@ -225,8 +225,9 @@ def test_it_is_recognised_by_its_architecture(tiny_face: Path, tmp_path: Path) -
         ('{"pad": -1}', "pad must be a whole number from 0"),
         ('{"scale": "64"}', "scale must be a number"),
         ('{"margin": -1}', "margin must be a number from 0"),
-        ('{"dropout": 1.0}', "dropout"),
-        ('{"head": "sphere"}', "head"),
+        ('{"dropout": 1.0}', "dropout must be below 1, but is 1.0"),
+        ('{"head": "sphere"}', r"head must be one of cosface, arcface, softmax, but is 'sphere'\."),
+        ('{"head": ["cosface"]}', "head must be one of cosface"),
         ('{"size": 4}', "smaller than patch 8"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_it_is_in_the_precision_of_the_model() -> None:
 
 
 def test_it_is_what_it_was_under_an_adapter(tmp_path: Path) -> None:
-    loaded = model(Net)
+    loaded: Any = model(Net)
     before = loaded.fresh(0)
     run = toy_run(tmp_path, parameters=Lora(LoraConfig()))
     run.parameterise(loaded)

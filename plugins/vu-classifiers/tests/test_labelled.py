@@ -145,7 +145,10 @@ def test_what_cannot_be_forgotten_is_said(forget: str, problem: str) -> None:
     assert "class:cat" in caught.value.remedy or "random" in caught.value.remedy or "Name" in caught.value.remedy
 
 
-@pytest.mark.parametrize(("text", "share"), [("10%", "0.1"), ("0.1", "0.1"), (".25", "0.25"), ("2.5%", "0.025")])
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("10%", "0.1"), ("0.1", "0.1"), (".25", "0.25"), ("2.5%", "0.025"), ("0.9999999", "0.9999999")],
+)
 def test_a_share_may_be_a_percentage(text: str, share: str) -> None:
     assert select([f"random:{text}"], [], {CLASS: NAMES}).concepts[0].labels == {"random": share}
 
@@ -183,6 +186,7 @@ def test_the_model_finds_its_classes_by_name(data: Labelled, run: Run) -> None:
     model = classifier(("dog", "cow", "cat"))
     tables = built(data, run)
     prepared = model.prepare(tables.retain, run)
+    assert prepared.tensors["pixels"] is tables.retain.tensors["pixels"]  # not read once more
     batch = batch_of(prepared, run)
     assert [model.classes[label] for label in model.labels(batch)] == list(tables.retain.labels[CLASS][:2])
     assert torch.equal(model.images(batch), tables.retain.tensors["pixels"][:2].float() / 127.5 - 1)

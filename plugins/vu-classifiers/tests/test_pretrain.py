@@ -10,6 +10,7 @@ import attrs
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from vu_classifiers import pretrain
@@ -72,13 +73,13 @@ def test_it_learns_and_is_what_the_plugin_loads(tmp_path: Path) -> None:
     assert torch.equal(model.logits(images).argmax(1), labels)
 
 
-def interrupted(folder: Path, after: int) -> None:
+def interrupted(folder: Path, after: int, **changes: Any) -> None:
     """Train until a number of steps is done, then stop as when the process is killed after a checkpoint."""
 
     class Stop(Exception):
         pass
 
-    begun = training(folder, save_every=0.0)
+    begun = training(folder, save_every=0.0, **changes)
     saved = begun.save
 
     def save() -> None:
@@ -151,10 +152,23 @@ def test_folders_that_cannot_be_continued(tmp_path: Path) -> None:
     training(tmp_path / "done").run()
     interrupted(tmp_path / "damaged", 2)
     (tmp_path / "damaged" / "checkpoint.safetensors").write_bytes(b"half")
-    for folder, words in (("done", "holds a finished network"), ("damaged", "damaged checkpoint")):
+    interrupted(tmp_path / "strange", 2)
+    (tmp_path / "strange" / "checkpoint.json").write_text("7")
+    for folder, words in (
+        ("done", "holds a finished network"),
+        ("damaged", "damaged checkpoint"),
+        ("strange", "damaged checkpoint"),
+    ):
         with pytest.raises(ModelError, match=words) as caught:
             training(tmp_path / folder)
         assert caught.value.code == "VU-M117"
+
+
+def test_settings_without_a_checkpoint_are_replaced(tmp_path: Path) -> None:
+    interrupted(tmp_path, 2, schedule=attrs.evolve(SHORT, lr=2e-2))
+    (tmp_path / "checkpoint.safetensors").unlink()
+    interrupted(tmp_path, 2)
+    assert training(tmp_path).step == 2
 
 
 def test_images_are_kept_as_bytes_where_they_all_are(tmp_path: Path) -> None:
@@ -209,6 +223,9 @@ def test_on_the_drawings_of_canvas(tmp_path: Path) -> None:
         (["--data", "canvas", "--set", "forget_per_pair"], "VU-M118", "is no KEY=VALUE"),
         (["--data", "canvas", "--set", "forget_per_pair=0"], "VU-M118", "refuse a setting"),
         (["--data", "canvas", "--set", "nonsense=1"], "VU-M118", "refuse a setting"),
+        (["--data", "digits", "--set", "validation=half"], "VU-M118", "'half' is none of the kind float"),
+        (["--data", "digits", "--set", "random_seed=true"], "VU-M118", "True is none of the kind int"),
+        (["--data", "imagefolder=there", "--set", "classes=[1]"], "VU-M118", "1 is none of the kind str"),
         (["--data", "canvas=there"], "VU-D091", "takes no place"),
         (["--data", "metafile=there"], "VU-M118", "have no list of classes"),
         (["--data", "canvas", "--size", "4"], "VU-M118", "smaller than patch 8"),
@@ -223,6 +240,17 @@ def test_what_is_wrong_is_told_in_a_line(words: list[str], code: str, said: str,
     assert code in answer.output
     assert "Traceback" not in answer.output
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_settings_of_the_data_have_their_types(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        for part in ("train", "test"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
+    data = pretrain.dataset(f"imagefolder={tmp_path}", ('classes=["c", "a"]', "resize=16", "held_out=0"))
+    assert data.config.classes == ("c", "a")
+    assert list(data.classes()) == ["c", "a"]
+    assert data.config.resize == 16
 
 
 def test_options_describe_the_architecture() -> None:

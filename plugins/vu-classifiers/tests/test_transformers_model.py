@@ -200,7 +200,17 @@ def test_names_of_the_classes() -> None:
     assert class_names({"id2label": {"0": "crane", "1": "duck", "2": "crane"}}, "x") == ("crane 0", "duck", "crane 2")
 
 
-@pytest.mark.parametrize("named", [{"0": "a", "2": "b"}, {"a": "0", "b": "1"}, ["a", "b"], {"0": "a"}, {}])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"0": "a", "2": "b"},
+        {"a": "0", "b": "1"},
+        ["a", "b"],
+        {"0": "a"},
+        {},
+        {"0": "a", "1": "a", "2": "a 0"},
+    ],
+)
 def test_names_that_are_none(named: Any) -> None:
     assert error_of(lambda: class_names({"id2label": named}, "here")).code == "VU-M112"
 

@@ -235,6 +235,15 @@ def test_a_strong_lasso_leaves_zero_groups(unlearn):
     assert not any(part.A.any() or part.B.any() for part in edit.parts.values())
 
 
+def test_blocks_whose_whole_weights_came_back_are_zero_groups(unlearn):
+    """Such an edit has no part for them."""
+    lasso = GroupLasso(GroupLassoConfig(weight=1e5))
+    edit, _, _ = unlearn(GsLora, regularizers=(lasso,), parameters=Full(FullConfig()))
+    assert not edit.parts
+    assert edit.facts["groups"]["zero"] == ["classifier.blocks.0", "classifier.blocks.1"]
+    assert edit.facts["groups"]["zero_group_ratio"] == edit.facts["groups"]["zero_group_ratio_absolute"] == 1.0
+
+
 def test_pruning_zeroes_what_is_nearly_zero(unlearn):
     settings = {"training": Training(steps=2, batch_size=2, lr=1e-8)}
     usual, _, _ = unlearn(GsLora, **settings)

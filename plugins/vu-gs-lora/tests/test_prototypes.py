@@ -123,6 +123,16 @@ def test_terms_per_task_and_from_an_epoch():
     assert caught.value.code == "VU-C054"
 
 
+@pytest.mark.parametrize("name", ["prototype_forget_weight", "prototype_retain_weight", "prototype_bound"])
+def test_list_without_a_number_for_the_task_ends_the_run_before_any_prototype(name, unlearn, monkeypatch):
+    from vu_gs_lora import gs_lora_plus_plus
+
+    monkeypatch.setattr(gs_lora_plus_plus, "class_prototypes", lambda *_: pytest.fail("computed"))
+    with pytest.raises(ConfigError) as caught:
+        unlearn(GsLoraPlusPlus, **{name: (0.5, 0.5)}, task=2)
+    assert (caught.value.code, caught.value.where) == ("VU-C054", f"unlearner.{name}")
+
+
 def test_without_weights_it_is_gs_lora(unlearn):
     plain, _, _ = unlearn(GsLora)
     none, _, _ = unlearn(GsLoraPlusPlus, prototype_forget_weight=0.0)

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def observed(forget: list[int], retain: list[int], **others: Any) -> dict[str, Any]:
-    rest = {"pretrained": forget, "tuned": 0, "parameters": 100, **others}
+    rest = {"pretrained": forget, "pretrained_retain": retain, "tuned": 0, "parameters": 100, **others}
     return {"unseen_forget": forget, "unseen_retain": retain, **rest}
 
 
@@ -75,6 +75,7 @@ def test_accuracies_and_means_counted_by_hand(run: Run) -> None:
         "drop": (0.0, 0.5, 8),
         "h_mean": (0.0, pytest.approx(0.6), 24),
         "h_mean_task_start": (0.0, pytest.approx(0.6), 24),
+        "h_star": (None, pytest.approx(1 / 1.2), 24),
         "tunable_ratio": (0.0, 0.2, 100),
     }
     assert [scores[name].direction for name in ("acc_f", "acc_r", "drop", "h_mean")] == ["down", "up", "up", "up"]
@@ -106,6 +107,17 @@ def test_the_two_references_differ_where_the_start_does(run: Run) -> None:
     assert found["h_mean_task_start"].before == 0
 
 
+def test_h_star_is_that_of_the_pretrained_model(run: Run) -> None:
+    """The start of the task has lost half of both sides already; that is no part of what could have been reached."""
+    forget, retain = [1] * 6 + [0] * 2, [1] * 8 + [0] * 8
+    before = observed([0] * 8, [0] * 16, pretrained=forget, pretrained_retain=retain)
+    after = observed([0] * 8, [0] * 16)
+    found = {score.name: score for score in METRIC.scores(before, after, toy_evaluation(run, "colour:red", unseen=4))}
+    assert found["h_star"].after == pytest.approx(2 * 0.5 * 0.75 / 1.25)
+    assert found["h_star"].before is None
+    assert found["h_star"].direction == "none"
+
+
 def test_the_pretrained_model_is_asked_without_earlier_edits(run: Run) -> None:
     model, entered = ToyClassifier(), []
     weight = model.network["classifier"].fc.bias
@@ -127,6 +139,7 @@ def test_the_pretrained_model_is_asked_without_earlier_edits(run: Run) -> None:
     found = METRIC.observe(model, toy_evaluation(run, "colour:red", unseen=2), run)
     assert found["unseen_forget"] == [0] * 4
     assert found["pretrained"] == [1] * 4
+    assert found["pretrained_retain"] == [1] * 8
     METRIC.observe(model, toy_evaluation(run, "colour:red"), attrs.evolve(run, edit=biased("red")))
     assert len(entered) == 1
 
@@ -178,15 +191,23 @@ class Cosine(ToyClassifier):
         return logits
 
 
+class Plain(ToyClassifier):
+    """A classifier whose head might have had a margin, but has none."""
+
+    def margin_logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.logits(images)
+
+
 def test_scoring_with_a_margin(run: Run) -> None:
     evaluation, margin = toy_evaluation(run, unseen=2), Continual(ContinualConfig(scoring="margin", batch_size=3))
     assert METRIC.observe(Cosine(), evaluation, run)["unseen_retain"] == [1] * 8
     found = margin.observe(Cosine(), evaluation, run)
     assert (found["unseen_forget"], found["unseen_retain"], found["pretrained"]) == ([0] * 4, [0] * 8, [0] * 4)
     assert margin.fingerprint(evaluation) != METRIC.fingerprint(evaluation)
-    with pytest.raises(MeasureError, match="'toy-classifier' has no margin") as caught:
-        margin.observe(ToyClassifier(), evaluation, run)
-    assert caught.value.code == "VU-S113"
+    for model in (ToyClassifier(), Plain()):
+        with pytest.raises(MeasureError, match="'toy-classifier' has no margin") as caught:
+            margin.observe(model, evaluation, run)
+        assert caught.value.code == "VU-S113"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vu_metrics.intervals import Z95, Outcomes, bootstrap_mean, interval_of_mean, newcombe, wilson
@@ -17,6 +17,7 @@ def test_wilson_golden(successes: int, trials: int, low: float, high: float) -> 
     assert [round(100 * bound, 2) for bound in wilson(successes, trials)] == [low, high]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_contains_the_proportion_and_stays_in_bounds(case: tuple[int, int]) -> None:
     successes, trials = case
@@ -70,6 +71,7 @@ def test_newcombe_golden(counts: tuple[int, int, int, int], low: float, high: fl
     assert newcombe(*pairs(*counts)) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 60)] * 4).filter(any))
 def test_newcombe_agrees_with_an_independent_formula(counts: tuple[int, int, int, int]) -> None:
     low, high = newcombe(*pairs(*counts))

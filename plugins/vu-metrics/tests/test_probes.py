@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vu_core import Edit, MeasureError, Replace, Run, Score
+from vu_core import Edit, MeasureError, ModelError, Replace, Run, Score
 from vu_core.adapters import apply_edit
 from vu_core.testing import ToyClassifier, toy_evaluation, toy_run
 from vu_metrics.head_recovery import HeadRecovery, HeadRecoveryConfig, head_of, masked
@@ -224,6 +224,23 @@ def test_the_control_begins_with_new_weights(run: Run) -> None:
     scores = relearn(lr=0.01).scores(before, before, evaluation)
     assert {score.name: score.after for score in scores}["relearn_auc_control"] == 0.0
     assert "control" not in relearn(control=False).observe(model, evaluation, run)
+
+
+class Trained(ToyClassifier):
+    """A toy that should know how to begin anew, and finds that it does not."""
+
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        raise ModelError("VU-M110", "It reads trained weights.", "Draw them.")
+
+
+def test_without_new_weights_there_is_no_control_and_it_is_said(run: Run) -> None:
+    told: list[str] = []
+    run.emit_event = lambda event: told.append(event.values["text"]) if event.type == "note" else None
+    found = relearn().observe(Trained(), toy_evaluation(run), run)
+    assert "control" not in found
+    assert told == ["Nothing is relearned from new weights. It reads trained weights."]
+    scores = relearn().scores(found, found, toy_evaluation(run))
+    assert "relearn_auc_control" not in {score.name for score in scores}
 
 
 def test_the_model_is_given_back_as_it_was(run: Run) -> None:

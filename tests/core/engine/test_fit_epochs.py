@@ -1,13 +1,16 @@
 """What an epoch is, how the learning rate ends, which tensors decay, and numbers that change from task to task."""
 
+import attrs
 import pytest
 import torch
 from engine_toys import toy_data, toy_losses, toy_model, toy_run
 
 from vu_core.adapters import Full, FullConfig, Lora, LoraConfig
 from vu_core.errors import ConfigError
+from vu_core.setting import setting
 from vu_core.training import (
     From,
+    Schedule,
     Training,
     epoch_steps,
     fit,
@@ -38,6 +41,42 @@ def test_retain_only_still_passes_over_the_longer_side():
     assert planned_steps(training, 4, n_retain=10) == 10
 
 
+class Asking:
+    """A regularizer that keeps what it hears of the steps."""
+
+    side = "outside"
+
+    def prepare(self, model, theta, data, run):
+        self.heard = (len(data.forget), total_steps(data, run), steps_per_epoch(data, run))
+
+    def penalty(self):
+        return None
+
+    def after_step(self, optimizer):
+        pass
+
+    def state(self):
+        return {}
+
+
+def test_a_regularizer_hears_the_steps_of_its_fit_whatever_it_is_prepared_on(tmp_path):
+    data, asking = toy_data(3, 10), Asking()
+    training = Training(epochs=2, batch_size=5, epoch_of="retain")
+    run = toy_run(tmp_path, training=training, parameters=Full(FullConfig()), regularizers=(asking,))
+    model = toy_model()
+    theta = run.parameterise(model)
+    assert total_steps(data, run) == 8  # of both sides three at a time
+    alone = attrs.evolve(data, forget=data.forget.take(()))
+    fit(theta, toy_losses(model), alone, run, regularizer_data=data)
+    assert asking.heard == (3, 4, 2)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_learning_rate_cannot_fall_to_a_larger_one(schedule):
+    with pytest.raises(ValueError, match=r"cannot fall from lr = 0\.001 to min_lr = 0\.01"):
+        Training(steps=4, lr=1e-3, min_lr=1e-2, schedule=schedule)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_learning_rate_ends_at_its_least_value(schedule):
     training = Training(steps=100, lr=1.0, schedule=schedule, min_lr=0.25)
@@ -47,7 +86,7 @@ def test_the_learning_rate_ends_at_its_least_value(schedule):
 
 
 def test_a_constant_learning_rate_knows_no_least_value():
-    assert learning_rate(Training(steps=4, lr=1.0, schedule="constant", min_lr=0.5), 3, 4) == 1.0
+    assert learning_rate(Training(steps=4, lr=1.0, schedule="constant", min_lr=2.0), 3, 4) == 1.0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -87,9 +126,7 @@ def test_optimiser_state_of_both_groups_is_resumed(tmp_path):
                 raise KeyboardInterrupt
 
         model = toy_model()
-        run = toy_run(
-            folder, training=training, parameters=Full(FullConfig()), emit_event=watch, resuming=resuming
-        )
+        run = toy_run(folder, training=training, parameters=Full(FullConfig()), emit_event=watch, resuming=resuming)
         theta = run.parameterise(model)
         try:
             fit(theta, toy_losses(model), toy_data(), run)
@@ -123,3 +160,20 @@ def test_a_list_that_is_too_short_is_told():
     with pytest.raises(ConfigError, match="2 tasks, but this is task 3") as error:
         value_at((0.2, 0.25), task=2, name="unlearner.forget_weight")
     assert (error.value.code, error.value.where) == ("VU-C054", "unlearner.forget_weight")
+
+
+def test_a_step_function_keeps_to_the_range_of_its_setting():
+    @attrs.frozen
+    class Config:
+        at_least: Schedule = setting(1.0, help="", ge=0)
+        above: Schedule = setting(1.0, help="", gt=0)
+
+    assert Config(at_least=From(2, 0.0), above=From(2, 1.0)).above.before == 0  # nothing acts until then
+    with pytest.raises(ValueError, match="must be >= 0, but is -1"):
+        Config(at_least=From(2, -1.0))
+    with pytest.raises(ValueError, match="must be > 0, but is 0"):
+        Config(above=From(2, 0.0))
+    with pytest.raises(ValueError, match="must be > 0, but is -2"):
+        Config(above=From(2, 1.0, before=-2.0))
+    with pytest.raises(ValueError, match=r"must be >= 0, but is -0\.5"):
+        Config(at_least=(0.5, -0.5))

@@ -76,6 +76,7 @@ def test_no_score_that_is_not_finite_is_ranked(bad):
     assert top_masks({"a": scores["a"]}, 0.5)["a"].tolist() == [True, False, True, False]
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=40))
 def test_packing_is_lossless_and_little_endian(bits):
     mask = torch.tensor(bits, dtype=torch.bool)

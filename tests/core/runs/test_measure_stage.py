@@ -10,8 +10,8 @@ import attrs
 import pytest
 
 from vu_core import EditError, MeasureError, Score, UnlearnError
-from vu_core.config import RawConfig
-from vu_core.data import Evaluation
+from vu_core.config import RawConfig, SubsetSettings
+from vu_core.data import Evaluation, Examples
 from vu_core.edit import Edit
 from vu_core.pipeline import execute
 from vu_core.plugins import Plugins
@@ -148,7 +148,11 @@ def test_what_was_observed_before_belongs_to_everything_that_could_change_it(
 
     gap = attrs.evolve(config.metrics[0], config=toys.GapConfig(enough=0.5))
     moved = attrs.evolve(item, seed=item.seed + 1)
+    trained = attrs.evolve(evaluation, train=(Examples("forget", ("a",)), Examples("retain", ("b",))))
+    few = in_config(bench, subset=SubsetSettings(fraction=0.5))
     changed = {
+        "images that were trained on": (bench, metric, trained),
+        "another draw of them": (few, metric, trained),
         "weights": (in_run(bench, base_hash="0" * 64), metric, evaluation),
         "device": (in_run(bench, device="cuda"), metric, evaluation),
         "precision": (in_run(bench, precision="bf16"), metric, evaluation),
@@ -165,6 +169,7 @@ def test_what_was_observed_before_belongs_to_everything_that_could_change_it(
     keys = {name: key_of(*parts) for name, parts in changed.items()}
     usual = key_of(bench, metric, evaluation)
     assert usual == key_of(bench, metric, evaluation)
+    assert usual == key_of(few, metric, evaluation), "what was trained on matters to who asks about it"
     assert len({usual, *keys.values()}) == 1 + len(keys), keys
 
 

@@ -575,6 +575,7 @@ def test_not_forgotten_outweighs_retain_collapsed(
 
 FIELDS = {
     "run__seed": (4, "edit.safetensors"),
+    "run__task": (1, "edit.safetensors"),
     "run__precision": ("bf16", "before"),
     "run__threads": (1, "threads"),
     "measure__split": ("validation", "scores.json"),

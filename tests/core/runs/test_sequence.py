@@ -90,6 +90,19 @@ def test_its_file_and_those_of_its_tasks_repeat_it_bit_for_bit(plugins: Plugins,
         assert (place / "second" / name).read_bytes() == (place / "whole/tasks/1" / name).read_bytes()
 
 
+def test_edits_that_the_model_carries_lie_below_every_task(plugins: Plugins, chain: Make, raw: Any) -> None:
+    execute_run(raw(run__out="base", data__forget=["axis:y"]), plugins=plugins)
+    record = sequence.execute(chain(model__edits=["base"], run__out="out"), plugins=plugins)
+    base, first, second = (
+        load_edit(folder / "edit.safetensors")
+        for folder in (Path("base"), record.folder / "tasks/0", record.folder / "tasks/1")
+    )
+    assert first.parents == (edit_digest(base),)
+    assert second.parents == (edit_digest(base), edit_digest(first))
+    again = sequence.dry_run(read(Path("out/sequence.toml")), plugins=plugins)
+    assert again.run_id == record.run_id
+
+
 def test_keys_of_a_task_hold_for_it_alone(plugins: Plugins, chain: Make) -> None:
     plan = sequence.dry_run(chain(), plugins=plugins)
     assert [each.config.unlearner.config.training.steps for each in plan.plans] == [6, 9]
@@ -142,8 +155,31 @@ def test_finished_tasks_are_not_run_again(plugins: Plugins, chain: Make, toys: A
     with pytest.raises(Interrupted):
         sequence.execute(chain(run__out="stopped"), plugins=plugins, on_event=stop)
     toys.ToyPoints.built.clear()
-    sequence.resume(Path("stopped"), plugins=plugins)
+    told: list[float] = []
+
+    def hear(event: Event) -> None:
+        if event.type == "task" and event.values["state"] == "end":
+            told.append(event.values["seconds"])
+
+    record = sequence.resume(Path("stopped"), plugins=plugins, on_event=hear)
     assert toys.ToyPoints.built.count("train") == 1
+    assert told == [pytest.approx(task.seconds) for task in record.tasks], "what it took, not what reading it took"
+
+
+def test_a_sequence_that_cannot_go_on_keeps_its_configuration(plugins: Plugins, chain: Make, place: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.type == "task":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        sequence.execute(chain(run__out="stopped"), plugins=plugins, on_event=stop)
+    file = place / "stopped/sequence.toml"
+    text = file.read_text()
+    file.write_text(text.replace("toy-push", "toy-unknown"))
+    with pytest.raises(VuError, match="toy-unknown"):
+        sequence.resume(Path("stopped"), plugins=plugins)
+    file.write_text(text)
+    assert sequence.resume(Path("stopped"), plugins=plugins).complete
 
 
 def test_several_seeds_have_mean_and_deviation(plugins: Plugins, chain: Make, place: Path) -> None:
@@ -205,6 +241,9 @@ def test_a_seed_is_drawn_once_for_all_tasks(plugins: Plugins, place: Path) -> No
         ("[[tasks]]\nforget = 'sign:plus'\n", "VU-C159", "list of texts"),
         ("[[tasks]]\nforget = ['sign:plus']\nname = 3\n", "VU-C159", "must be text"),
         ("[[tasks]]\nforget = ['sign:plus']\nrun.seed = 3\n", "VU-C159", "is set by the sequence"),
+        ("[[tasks]]\nforget = ['sign:plus']\ndata.forget = ['axis:x']\n", "VU-C159", r"written as tasks\[0\].forget"),
+        ("[[tasks]]\nforget = ['sign:plus']\nsubset.leave_out = ['axis:x']\n", "VU-C159", r"tasks\[0\].leave_out"),
+        ("[[tasks]]\nforget = ['sign:plus']\nsubset.missing = ['axis:x']\n", "VU-C159", r"tasks\[0\].missing"),
         ("[[tasks]]\nforget = ['sign:plus']\nunlearner.foo = 3\n", "VU-C001", "unlearner.foo"),
         ("[sequence]\nseeds = 0\n[[tasks]]\nforget = ['sign:plus']\n", "VU-C001", "sequence.seeds"),
         ("[sequence]\nfoo = 0\n[[tasks]]\nforget = ['sign:plus']\n", "VU-C001", "sequence.foo"),

@@ -64,8 +64,8 @@ class MasAnchor:
 
     Deviates:
         Released code of GS-LoRA (``variant = "parity"``): ``Omega_i = 1/M sum_b |d mean(z^2) / d theta_i|`` over M
-        batches, the mean over examples and logits, in which opposed gradients cancel; its logits have the margin of the
-        right class taken off. Of a sequence the first and the newest anchor are kept.
+        batches, the mean over examples and logits, in which opposed gradients cancel; where the head has a margin, it
+        is taken off the right class. Of a sequence the first and the newest anchor are kept.
     """
 
     Config: ClassVar[type[MasAnchorConfig]] = MasAnchorConfig
@@ -90,7 +90,7 @@ class MasAnchor:
     def importance(self, model: Model, names: list[str], data: ForgetRetain, run: Run) -> dict[str, Tensor]:
         """Return Omega of the model as it is now, float32, per weight name."""
         paper = self.config.variant == "paper"
-        answer = _answers(model)
+        answer = _answers(model, margin=not paper)
 
         def square(batch: Batch) -> Tensor:
             z = answer(batch).float()  # (B, ...)
@@ -121,10 +121,17 @@ class MasAnchor:
         self._anchors.load_state(state, theta)
 
 
-def _answers(model: Model) -> Callable[[Batch], Tensor]:
-    """Return what the model answers to a batch, ``(B, ...)``. Raises: PlanError ``VU-L122``."""
+def _answers(model: Model, *, margin: bool) -> Callable[[Batch], Tensor]:
+    """Return what the model answers to a batch, ``(B, ...)``, with the margin of its head, if it has one and is asked.
+
+    Raises:
+        PlanError: ``VU-L122`` when it is neither a classifier nor a denoiser.
+    """
     if isinstance(model, Classifier):
         classifier = model
+        with_margin = getattr(model, "margin_logits", None) if margin else None
+        if with_margin is not None:
+            return lambda batch: with_margin(classifier.images(batch), classifier.labels(batch))
         return lambda batch: classifier.logits(classifier.images(batch))
     if isinstance(model, Denoiser):
         denoiser = model

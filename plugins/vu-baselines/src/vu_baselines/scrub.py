@@ -12,7 +12,7 @@ from torch import Tensor
 from vu_baselines.relabelled import DEFAULTS, Losses, TrunkConfig, as_classifier, published, train, trained
 from vu_baselines.smoothing import Smoothing, SmoothingConfig
 from vu_baselines.teacher import TEACHERS, Teacher
-from vu_core import Batch, Classifier, Edit, ForgetRetain, Model, Run, Side, Source, Theta, setting
+from vu_core import Batch, Classifier, ConfigError, Edit, ForgetRetain, Model, Run, Side, Source, Theta, setting
 from vu_core.training import Training, calls_per_step, steps_per_epoch
 
 SCRUB_SOURCE = Source(
@@ -49,6 +49,8 @@ class ScrubConfig(TrunkConfig):
     def __attrs_post_init__(self) -> None:
         if self.max_epochs > self.inner_epochs:
             raise ValueError(f"max_epochs = {self.max_epochs} is more than inner_epochs = {self.inner_epochs}")
+        if self.training.exhausted != "cycle":
+            raise ValueError("training.exhausted must be 'cycle': which side a step is about is a matter of its turn")
 
 
 @attrs.frozen
@@ -130,6 +132,7 @@ class Scrub:
         """Train and return what came of it.
 
         Raises:
+            ConfigError: ``VU-C150`` when no side has a turn.
             PlanError: ``VU-L115``, ``VU-L120`` about the head.
         """
         return scrub(model, data, run, self.config)
@@ -165,8 +168,19 @@ def scrub(
 
 
 def turns_of(data: ForgetRetain, run: Run, config: ScrubConfig) -> Turns:
-    """Return the turns for these examples; a side that the weighting leaves out has none."""
+    """Return the turns for these examples; a side that the weighting leaves out has none.
+
+    Raises:
+        ConfigError: ``VU-C150`` when no side has any.
+    """
     sides = {side for call in calls_per_step(data, run) for side in call}
+    if sides == {"forget"} and not config.max_epochs:
+        raise ConfigError(
+            "VU-C150",
+            "There is no retain side to pass over, and max_epochs = 0 leaves out the forget side: no step is left.",
+            "Set unlearner.max_epochs, or give the retain side a weight and examples.",
+            where="unlearner.max_epochs",
+        )
     steps = {side: _steps_of(side, data, run) if side in sides else 0 for side in ("forget", "retain")}
     inner = config.inner_epochs if steps["retain"] else max(1, config.max_epochs)
     return Turns(steps["forget"], steps["retain"], inner, config.max_epochs)

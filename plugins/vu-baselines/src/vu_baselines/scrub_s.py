@@ -60,6 +60,7 @@ class ScrubS:
         """Train and return what came of it.
 
         Raises:
+            ConfigError: ``VU-C150`` when no side has a turn.
             PlanError: ``VU-L115``, ``VU-L120`` about the head.
         """
         return scrub(model, data, run, self.config, self.config.smoothing, self.config.decay)

@@ -168,11 +168,12 @@ def suggestion(labels: Mapping[str, str], forgotten: Sequence[Mapping[str, str]]
 
 
 def supplied_overwrite(labels: Mapping[str, str], forgotten: Sequence[Mapping[str, str]]) -> str:
-    """Return the overwrite for a concept when none is named; a pair changes the style only.
+    """Return the overwrite for a concept when none is named; a pair changes the style only, where that is possible.
 
     A word serves when no image that shows the concept, and no other one, would show a forgotten concept with that word
     in its place. Images that show a second concept need no look of their own: their other word is overwritten too, by
-    one that is in no forgotten concept.
+    one that is in no forgotten concept. A pair whose object is forgotten in every style becomes the first retained
+    pair.
 
     Raises:
         DataError: no word of the axis serves, so that nothing can take the place.
@@ -183,11 +184,13 @@ def supplied_overwrite(labels: Mapping[str, str], forgotten: Sequence[Mapping[st
         places = [(pair[0], word) if axis == "style" else (word, pair[1]) for pair in alone]
         if places and not any(shows(place, concept) for place in places for concept in forgotten):
             return f"{axis}:{word}"
-    other = " Or name an object to take its place: --overwrite object:WORD." if len(labels) > 1 else ""
+    kept = [pair for pair in all_pairs() if not any(shows(pair, concept) for concept in forgotten)]
+    if len(labels) > 1 and kept:
+        return described(dict(zip(AXES, kept[0], strict=True)))
     raise DataError(
         "VU-D093",
         f"No {axis} can take the place of {described(labels)}: with every other one, something is forgotten, too.",
-        f"Leave a concept out of --forget, so that at least one {axis} stays untouched.{other}",
+        f"Leave a concept out of --forget, so that at least one {axis} stays untouched.",
         where="data.forget",
     )
 

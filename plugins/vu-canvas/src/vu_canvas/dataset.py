@@ -97,7 +97,8 @@ class Canvas:
 
         With nothing named to forget, ``style:neon`` is, and a note says so. Without an overwrite, the first style that
         leads to nothing forgotten is supplied, flat before outline before the others, and so the first object, circle
-        before square; a pair changes the style only.
+        before square; a pair changes the style only, unless its object is forgotten in every style: then it becomes the
+        first retained pair.
 
         Raises:
             DataError: an unknown axis or word (with near misses), a concept given twice or

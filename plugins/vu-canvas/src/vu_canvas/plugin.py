@@ -13,6 +13,7 @@ RECIPES = (
     "munba",
     "esd",
 )
+VIT_RECIPES = ("gs-lora", "gs-lora-plus-plus")
 
 
 @hookimpl
@@ -44,10 +45,16 @@ def vu_register_datasets(register: Register) -> None:
 
 @hookimpl
 def vu_register_recipes(register: Register) -> None:
-    """Name the settings that were tuned for (canvas-diffusion, method)."""
+    """Name the settings that were tuned for (canvas-diffusion, method) and (canvas-vit, method)."""
     for method in RECIPES:
         register(
             f"canvas-diffusion-{method}",
             f"vu_canvas:recipes/{method}.toml",
             summary=f"{method} on canvas-diffusion",
+        )
+    for method in VIT_RECIPES:
+        register(
+            f"canvas-vit-{method}",
+            f"vu_canvas:recipes/vit-{method}.toml",
+            summary=f"{method} on canvas-vit",
         )

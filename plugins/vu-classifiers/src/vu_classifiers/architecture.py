@@ -35,6 +35,20 @@ def _number(_: Any, attribute: attrs.Attribute[float], value: object) -> None:
         raise ValueError(f"{attribute.name} must be a number from 0, but is {value!r}")
 
 
+def _share(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
+    if value >= 1:
+        raise ValueError(f"{attribute.name} must be below 1, but is {value!r}")
+
+
+def _head(_: Any, attribute: attrs.Attribute[str], value: object) -> None:
+    if value not in tuple(HEADS):
+        raise ValueError(f"{attribute.name} must be one of {', '.join(HEADS)}, but is {value!r}")
+
+
+def _usual_margin(made: Architecture) -> float:
+    return HEADS.get(made.head, 0.0) if isinstance(made.head, str) else 0.0
+
+
 @attrs.frozen
 class Architecture:
     """A vision transformer for faces; the defaults are the published ViT-P8S8 of 100 identities.
@@ -64,12 +78,10 @@ class Architecture:
     heads: int = attrs.field(default=8, validator=_count)
     head_width: int = attrs.field(default=HEAD_WIDTH, validator=_count)
     hidden: int = attrs.field(default=2048, validator=_count)
-    dropout: float = attrs.field(default=0.1, validator=[_number, attrs.validators.lt(1)])
-    head: str = attrs.field(default="cosface", validator=attrs.validators.in_(tuple(HEADS)))
+    dropout: float = attrs.field(default=0.1, validator=[_number, _share])
+    head: str = attrs.field(default="cosface", validator=_head)
     scale: float = attrs.field(default=SCALE, validator=_number)
-    margin: float = attrs.field(
-        default=attrs.Factory(lambda self: HEADS.get(self.head, 0.0), takes_self=True), validator=_number
-    )
+    margin: float = attrs.field(default=attrs.Factory(_usual_margin, takes_self=True), validator=_number)
 
     def __attrs_post_init__(self) -> None:
         """Raise ValueError where the image is smaller than a patch."""

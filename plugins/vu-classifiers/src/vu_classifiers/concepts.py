@@ -98,7 +98,7 @@ def refused(problem: str, remedy: str) -> DataError:
 def _labels(text: str, axes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     axis, colon, value = text.partition(":")
     if colon and axis == RANDOM:
-        return {RANDOM: f"{_share(text, value):g}"}
+        return {RANDOM: str(_share(text, value))}
     if not colon or axis not in axes:
         problem = f"{text!r} names no axis of this data." if colon else f"{text!r} is not of the form axis:value."
         exact = [f"{name}:{text}" for name, values in axes.items() if text in values]

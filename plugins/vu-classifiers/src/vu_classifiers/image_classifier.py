@@ -101,7 +101,8 @@ class ImageClassifier:
 
         Images are read once; crop and flip draw once per image. Where every image is made of whole levels
         0 .. 255, the column is uint8, a quarter of the memory, and `images` gives back the same bits; else it is
-        float32. Tables whose images change at every step (``reload``), or which have none, get labels only.
+        float32. Tables whose images change at every step (``reload``), which have none, or whose images lie in memory
+        already, get labels only.
 
         Raises:
             ModelError: it is not clear which label is the class (``VU-M098``), or one is no class (``VU-M099``).
@@ -109,7 +110,7 @@ class ImageClassifier:
         if "label" in examples.tensors or not len(examples):
             return examples
         labelled = examples.with_tensors(label=self._labels(examples))
-        if examples.load is None or examples.reload:
+        if examples.load is None or examples.reload or "pixels" in examples.tensors:
             return labelled
         rows = []
         for row in range(len(examples)):

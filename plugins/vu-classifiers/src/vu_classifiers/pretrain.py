@@ -10,7 +10,8 @@ import json
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
@@ -114,8 +115,9 @@ def dataset(named: str, settings: tuple[str, ...]) -> Any:
         raise _no_data(f"No data are called {name!r}.{did_you_mean(name, targets)}", f"Installed are: {known}.")
     module, _, attribute = targets[name].partition(":")
     plugin = getattr(import_module(module), attribute)
-    values = dict(_setting(text) for text in settings)
+    kinds = get_type_hints(plugin.Config)
     try:
+        values = {key: _typed(value, kinds.get(key, object)) for key, value in map(_setting, settings)}
         config = plugin.Config(**values)
     except (TypeError, ValueError) as error:
         raise _no_data(f"The data {name!r} refuse a setting: {error}.", f"`vu describe {name}` lists them.") from error
@@ -150,6 +152,17 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _typed(value: Any, wanted: Any) -> Any:
+    """Return a JSON value as the type of a setting: lists become tuples. Raises: TypeError when it is another."""
+    for kind in get_args(wanted) if isinstance(wanted, UnionType) else (wanted,):
+        if get_origin(kind) is tuple and isinstance(value, list):
+            return tuple(_typed(part, get_args(kind)[0]) for part in value)
+        plain = int | float if kind is float else get_origin(kind) or kind
+        if isinstance(value, plain) and (kind is object or isinstance(value, bool) == (kind is bool)):
+            return value
+    raise TypeError(f"{value!r} is none of the kind {getattr(wanted, '__name__', wanted)}")
 
 
 def _check_device(device: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from vu_classifiers.torch_module import capabilities, forward_gflops, is_parameter
+from vu_classifiers.torch_module import capabilities, distinct, forward_gflops, is_parameter
 from vu_core import ModelError, ModelFacts, StoredTensor, base_hash, did_you_mean, stored_tensors
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -132,7 +132,7 @@ def class_names(config: Settings, where: str) -> tuple[str, ...]:
     names, classes are ``LABEL_0``, ``LABEL_1``, ...
 
     Raises:
-        ModelError: ``VU-M112`` when places are missing, or are no numbers.
+        ModelError: ``VU-M112`` when places are missing or are no numbers, or a name is what another one becomes.
 
     Example:
         >>> class_names({"id2label": {"0": "crane", "1": "duck", "2": "crane"}}, "here")
@@ -147,7 +147,11 @@ def class_names(config: Settings, where: str) -> tuple[str, ...]:
         raise damaged(where, "'id2label' does not name a class for each of 0, 1, 2, ...")
     names = [str(named[place]) for place in places]
     shared = Counter(names)
-    return tuple(name if shared[name] == 1 else f"{name} {place}" for place, name in enumerate(names))
+    made = tuple(name if shared[name] == 1 else f"{name} {place}" for place, name in enumerate(names))
+    why = distinct(made)
+    if why is not None:
+        raise damaged(where, f"'id2label' {why}")
+    return made
 
 
 def image_size(config: Settings, seen: Preprocessing, where: str) -> int:

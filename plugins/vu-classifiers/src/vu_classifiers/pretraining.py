@@ -175,8 +175,8 @@ class Pretraining:
         for name, parameter in self.parameters.items():
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}
-        if not (self.folder / SETTINGS).is_file():
-            write_text(self.folder / SETTINGS, json.dumps(self._settings(), indent=2) + "\n")
+        # One that another training left before its first checkpoint is replaced.
+        write_text(self.folder / SETTINGS, json.dumps(self._settings(), indent=2) + "\n")
         _write(self.folder / CHECKPOINT, {**tensors, "step": torch.tensor(self.step)})
 
     def _update(self, rows: Tensor) -> tuple[float, float]:
@@ -210,9 +210,9 @@ class Pretraining:
                 raise _other("holds a finished network")
             return
         try:
-            told = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+            told = dict(json.loads((self.folder / SETTINGS).read_text(encoding="utf-8")))
             tensors = load_file(self.folder / CHECKPOINT)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise _other(f"holds a damaged checkpoint ({str(error).splitlines()[0]})") from error
         changed = sorted(key for key, value in self._settings().items() if told.get(key) != value)
         if changed:

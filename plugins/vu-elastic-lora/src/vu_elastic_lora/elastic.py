@@ -82,7 +82,8 @@ class ElasticLora:
         self.config = config
         largest = config.search_space[0]
         alpha = 2.0 * largest if config.alpha is None else config.alpha
-        self._whole = MaskedLora(LoraConfig(largest, alpha, config.dropout, config.targets))
+        whole = LoraConfig(rank=largest, alpha=alpha, dropout=config.dropout, targets=config.targets)
+        self._whole = MaskedLora(whole)
 
     def candidates(self, model: Model) -> tuple[str, ...]:
         """Return the names of the weights of all linear maps and convolutions that the targets match.

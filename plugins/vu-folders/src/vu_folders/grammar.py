@@ -81,7 +81,7 @@ def read_share(forget: Sequence[str], overwrite: Sequence[str]) -> Concept | Non
             "Write random:0.1 or random:10%, between 0 and 1.",
             "data.forget",
         )
-    return Concept(named, {"random": f"{share:g}"})
+    return Concept(named, {"random": str(share)})
 
 
 def offer(axes: Mapping[str, tuple[str, ...]]) -> str:

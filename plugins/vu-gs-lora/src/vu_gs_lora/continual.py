@@ -25,7 +25,9 @@ class ContinualConfig:
 
 
 class Continual:
-    """Divide K classes into N tasks.
+    """Divide K classes into N tasks of p classes each.
+
+    The classes are shuffled once and forgotten from the end of that order::
 
         order      = shuffle(0 .. K-1)                     Python's Mersenne Twister, seed 1337
         retain_t   = order[0 : n0 - t p]                   of these, order[0 : m] have no training example
@@ -43,8 +45,8 @@ class Continual:
         >>> letters = {letter: f"class:{letter}" for letter in "abcdef"}
         >>> for task in Continual(ContinualConfig(tasks=2, classes_per_task=2)).tasks(letters):
         ...     print(task.forget, task.leave_out)
-        ('class:a', 'class:e') ()
-        ('class:b', 'class:f') ('class:a', 'class:e')
+        ('class:f', 'class:e') ()
+        ('class:d', 'class:c') ('class:f', 'class:e')
 
     Source:
         GS-LoRA, Zhao et al. 2024, https://arxiv.org/abs/2403.11530; classes without examples: GS-LoRA++,

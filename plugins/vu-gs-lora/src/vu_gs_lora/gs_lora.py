@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, cast
 
 import attrs
@@ -86,7 +86,8 @@ class GsLora:
     CE is what the head was trained on: one with a margin takes it off the right class, as in the paper. Once the forget
     images are BND wrong, their gradient is exactly zero. The weighting adds both up; the regularizer
     `group-lasso` is on and lets blocks that matter little keep their weights. An epoch is a pass over the retain images
-    while the forget ones are cycled, and both batches of a step go through the model as one.
+    while the forget ones are cycled, and both batches of a step go through the model as one. With
+    ``training.accumulation`` or several processes the mean that meets the bound is that of each portion.
 
     The facts of the edit tell the norms of its groups, which of them are zero, and the share of the model that was
     tuned; see `vu_gs_lora.zero_groups`.
@@ -146,6 +147,7 @@ def forget_classes(
     losses = BoundedForgetting(cast(Classifier, model), config, run.task, steps_per_epoch(data, run), term)
     losses.schedules(0)  # a list that is too short is told before anything is computed
     theta = run.parameterise(model, targets=_targets(model, config.position))
+    weights = [name for name, _ in theta.named_deltas()]
     tuned = sum(p.numel() for p in theta.parameters())
     try:
         if config.parity_reinit:
@@ -158,7 +160,7 @@ def forget_classes(
         edit = theta.edit()
     finally:
         theta.detach()
-    return _with_facts(edit, model, run, config, tuned)
+    return _with_facts(edit, model, run, config, weights, tuned)
 
 
 def _targets(model: Model, position: str) -> tuple[str, ...]:
@@ -190,13 +192,13 @@ def _shrink_a(theta: Theta, task: int) -> None:
         factor.mul_(RESCALE)
 
 
-def _with_facts(edit: Edit, model: Model, run: Run, config: GsLoraConfig, tuned: int) -> Edit:
+def _with_facts(edit: Edit, model: Model, run: Run, config: GsLoraConfig, weights: Collection[str], tuned: int) -> Edit:
     """Return the edit with what is known about its groups, pruned if the settings say so."""
     kind = next((lasso.config.groups for lasso in run.regularizers if isinstance(lasso, GroupLasso)), "block")
-    norms = group_norms(edit, model.network, blocks_of(model), kind)
+    norms = group_norms(edit, model.network, blocks_of(model), kind, weights)
     if config.prune == "hard":
         edit = pruned(edit, norms)
-        norms = group_norms(edit, model.network, blocks_of(model), kind)
+        norms = group_norms(edit, model.network, blocks_of(model), kind, weights)
     facts = {"groups": group_facts(norms, kind), **tuned_facts(tuned, model.network)}
     return attrs.evolve(edit, facts={**edit.facts, **facts})
 

@@ -17,6 +17,9 @@ from vu_gs_lora.answers import Answer, head_of
 from vu_gs_lora.gs_lora import DEFAULTS, GsLoraConfig, forget_classes
 from vu_gs_lora.prototypes import Prototypes, class_prototypes
 
+SCHEDULES = ("prototype_forget_weight", "prototype_retain_weight", "prototype_bound")
+"""Settings that may change from task to task."""
+
 
 @attrs.frozen
 class GsLoraPlusPlusConfig(GsLoraConfig):
@@ -93,6 +96,8 @@ class GsLoraPlusPlus:
                 head is.
         """
         head_of(cast(Classifier, model))
+        for name in SCHEDULES:  # a list that is too short is told before anything is computed
+            value_at(getattr(self.config, name), task=run.task, name=f"unlearner.{name}")
         source = run.pretrained() if self.config.prototype_source == "pretrained" else nullcontext()
         with source:
             prototypes = class_prototypes(model, data, run)

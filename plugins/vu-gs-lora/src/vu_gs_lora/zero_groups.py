@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -37,7 +37,11 @@ class GroupNorm:
 
 
 def group_norms(
-    edit: Edit, network: nn.Module, blocks: Sequence[TransformerBlock], kind: str = "block"
+    edit: Edit,
+    network: nn.Module,
+    blocks: Sequence[TransformerBlock],
+    kind: str = "block",
+    tuned: Collection[str] = (),
 ) -> tuple[GroupNorm, ...]:
     """Return both norms of every group of an edit, in float64.
 
@@ -54,15 +58,17 @@ def group_norms(
         network: with the weights that the edit changes.
         blocks: of the model.
         kind: ``block``, ``pair`` or ``matrix``.
+        tuned: weights that were trained; one without a part in the edit, such as a whole weight that came back to its
+            old value, has a change of zero.
 
     Returns:
         Groups by the order of their first weight in the network.
     """
     weights = dict(network.named_parameters())
     found: dict[str, list[tuple[str, float, float, float]]] = {}
-    for name in (name for name in weights if name in edit.parts):
-        part, weight = edit.parts[name], weights[name].detach()
-        change = _squared_change(part, weight)
+    for name in (name for name in weights if name in edit.parts or name in tuned):
+        part, weight = edit.parts.get(name), weights[name].detach()
+        change = 0.0 if part is None else _squared_change(part, weight)
         for tensor, squared in _squared_tensors(name, part, change).items():
             group = group_of(kind, name.rpartition(".")[0], tensor, blocks)
             found.setdefault(group, []).append((name, squared, change, _square(weight)))

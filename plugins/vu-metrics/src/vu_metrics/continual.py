@@ -67,6 +67,8 @@ class Continual:
     drop                   ``Acc_f(pretrained) - Acc_f``
     h_mean                 ``2 Acc_r Drop / (Acc_r + Drop)``; 0 where Drop <= 0
     h_mean_task_start      the same with ``Drop = Acc_f(start of the task) - Acc_f``
+    h_star                 H of forgetting all and losing nothing, ``2 a b / (a + b)`` with the accuracies a on what
+                           stays and b on what is forgotten of the pre-trained model: no quality of the edit
     zero_group_ratio       share of groups of the edit that are zero, as its method says; else absent
     tunable_ratio          numbers of the edit, low-rank factors as they are, over those of the model
     =====================  =========================================================================
@@ -105,8 +107,8 @@ class Continual:
     def observe(self, model: Model, evaluation: Evaluation, run: Run) -> Observations:
         """Return per table whether each image is classified right, and how large the edit is.
 
-        ``pretrained`` is the answer of the original model on what the task forgets; after the edit it is not asked
-        again.
+        ``pretrained`` and ``pretrained_retain`` are the answers of the original model on what the task forgets and
+        on what stays; after the edit it is not asked again.
 
         Raises:
             MeasureError: the model is no classifier or has no margin to score with, a side has no unseen image, or a
@@ -116,12 +118,16 @@ class Continual:
         self._questions.require(evaluation, "unseen_forget", "unseen_retain")
         tables = self._questions.prepared(model, evaluation, neutral(run))
         found: dict[str, Any] = {name: as_json(right) for name, right in self._right(asked, tables, run).items()}
-        found["pretrained"] = found["unseen_forget"]
+        original = {"pretrained": found["unseen_forget"], "pretrained_retain": found["unseen_retain"]}
         if run.edit is None:
             with run.pretrained():
-                forget = {"unseen_forget": tables["unseen_forget"]}
-                found["pretrained"] = as_json(self._right(asked, forget, run)["unseen_forget"])
-        return {**found, **_size(model, run)}
+                sides = {name: tables[name] for name in ("unseen_forget", "unseen_retain")}
+                seen = self._right(asked, sides, run)
+            original = {
+                "pretrained": as_json(seen["unseen_forget"]),
+                "pretrained_retain": as_json(seen["unseen_retain"]),
+            }
+        return {**found, **original, **_size(model, run)}
 
     def scores(self, before: Observations, after: Observations, evaluation: Evaluation) -> tuple[Score, ...]:
         """Return the scores of the table above. Raises: MeasureError on observations of other images."""
@@ -141,6 +147,7 @@ class Continual:
             _drop(original, forgotten, fingerprint),
             _h_mean("h_mean", original, forgotten, kept, fingerprint),
             _h_mean("h_mean_task_start", start, forgotten, kept, fingerprint),
+            _h_star(original, outcomes(before, "pretrained_retain", retain, "continual"), fingerprint),
             *_facts(before, after, fingerprint),
         ]
         return tuple(found)
@@ -167,12 +174,7 @@ class Continual:
             found = ask_all(model, tables, run, batch_size=size, metric="continual")
             return {name: answers.right for name, answers in found.items()}
         if not hasattr(model, "margin_logits"):
-            raise MeasureError(
-                "VU-S113",
-                f"The model {model.facts.name!r} has no margin to take off the right class.",
-                "Set metric.continual.scoring=label_free, which needs none.",
-                where="metric.continual.scoring",
-            )
+            raise _no_margin(model)
         return {name: _right_with_margin(model, table, run, size) for name, table in tables.items()}
 
 
@@ -238,6 +240,18 @@ def _h_mean(name: str, reference: Outcomes, forgotten: _Pair, kept: _Pair, finge
     )
 
 
+def _h_star(forget: Outcomes, retain: Outcomes, fingerprint: str) -> Score:
+    return Score(
+        name="h_star",
+        after=h_mean(float(retain.mean()), float(forget.mean())),
+        unit="fraction",
+        direction="none",
+        n=len(retain) + len(forget),
+        fingerprint=fingerprint,
+        help="H of an edit of the pre-trained model that forgets all of it and loses nothing else",
+    )
+
+
 def _size(model: Model, run: Run) -> dict[str, Any]:
     """Return how many numbers the edit holds, of how many of the model, and its groups where it tells of any."""
     if run.edit is None:
@@ -279,6 +293,15 @@ def _facts(before: Observations, after: Observations, fingerprint: str) -> list[
     return found
 
 
+def _no_margin(model: Classifier) -> MeasureError:
+    return MeasureError(
+        "VU-S113",
+        f"The model {model.facts.name!r} has no margin to take off the right class.",
+        "Set metric.continual.scoring=label_free, which needs none.",
+        where="metric.continual.scoring",
+    )
+
+
 def _right_with_margin(model: Any, examples: Examples, run: Run, size: int) -> Outcomes:
     """Return whether the right class wins although it has lost its margin, per image."""
     import numpy as np
@@ -291,6 +314,9 @@ def _right_with_margin(model: Any, examples: Examples, run: Run, size: int) -> O
         batch = Batch(examples, rows, 0, rows, draws, device)
         labels = model.labels(batch)
         with torch.no_grad():
-            logits = finite(model.margin_logits(model.images(batch), labels), examples, "continual")
+            images = model.images(batch)
+            logits = finite(model.margin_logits(images, labels), examples, "continual")
+            if first == 0 and torch.equal(logits, model.logits(images)):  # a head of another kind
+                raise _no_margin(model)
         right.append((logits.argmax(dim=1) == labels).cpu())
     return np.asarray(torch.cat(right).numpy())

@@ -17,6 +17,7 @@ from vu_core import (
     Examples,
     Fresh,
     Model,
+    ModelError,
     Observations,
     Run,
     Score,
@@ -105,7 +106,12 @@ class RelearnTime:
         tables = self._questions.prepared(model, evaluation, neutral(run))
         found: dict[str, Any] = {"curve": self._curve(asked, tables, run, {})}
         if self.config.control and run.edit is None and isinstance(model, Fresh):
-            found["control"] = self._curve(asked, tables, run, model.fresh(0))
+            try:
+                start = model.fresh(0)
+            except ModelError as error:  # models of its kind can begin anew, this one cannot
+                run.emit("note", text=f"Nothing is relearned from new weights. {error.problem}")
+            else:
+                found["control"] = self._curve(asked, tables, run, start)
         return found
 
     def scores(self, before: Observations, after: Observations, evaluation: Evaluation) -> tuple[Score, ...]:

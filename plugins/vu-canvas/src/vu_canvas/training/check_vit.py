@@ -81,7 +81,8 @@ def write_page(folder: Path, weights: Path, result: Named) -> None:
     made, minutes = record["schedule"], record["seconds"] / 60
     how = f"{record['step']} steps of {BATCH} drawings, learning rate {made['learning_rate']}, seed {made['seed']}"
     size = (weights / "vit.safetensors").stat().st_size
-    lines = ["# Weights of canvas-vit", "", "Written by `python -m vu_canvas.train check-vit --write`; do not edit.", ""]
+    lines = ["# Weights of canvas-vit", ""]
+    lines += ["Written by `python -m vu_canvas.train check-vit --write`; do not edit.", ""]
     lines += ["Licence: Apache-2.0, like the rest of vu-canvas. The training images are drawn by the package itself."]
     commands = ("vit", "export vit", f"check-vit --per-identity {result.each} --write")
     lines += ["", "```", *(f"python -m vu_canvas.train {command}" for command in commands), "```", ""]
