@@ -212,26 +212,35 @@ def test_a_package_without_weights_says_so(tmp_path: Path, monkeypatch: pytest.M
         CanvasJudge()
 
 
-RECIPES = sorted(path.name.removesuffix(".toml") for path in (files("vu_canvas") / "recipes").iterdir())
+FILES = sorted(path.name.removesuffix(".toml") for path in (files("vu_canvas") / "recipes").iterdir())
+RECIPES = [
+    (stem, "canvas-vit" if stem.startswith("vit-") else "canvas-diffusion", stem.removeprefix("vit-")) for stem in FILES
+]
+"""Name of the file, model and method."""
 
 
 def test_every_recipe_is_registered() -> None:
     seen: dict[str, str] = {}
     entry_point.vu_register_recipes(lambda name, target, **more: seen.update({name: target}))
-    assert seen == {f"canvas-diffusion-{method}": f"vu_canvas:recipes/{method}.toml" for method in RECIPES}
+    assert seen == {f"{model}-{method}": f"vu_canvas:recipes/{stem}.toml" for stem, model, method in RECIPES}
 
 
-@pytest.mark.parametrize("method", RECIPES)
-def test_recipes_are_understood_and_used(method: str) -> None:
-    """Every key of a recipe is a setting of its method, and a run without flags uses it."""
-    recipe = tomllib.loads((files("vu_canvas") / "recipes" / f"{method}.toml").read_text(encoding="utf-8"))
-    config = structure(read(None, [Override("unlearner.method", method, "--method")]), discover())
-    assert (recipe["recipe"]["model"], recipe["recipe"]["method"]) == ("canvas-diffusion", method)
+@pytest.mark.parametrize(("stem", "model", "method"), RECIPES, ids=FILES)
+def test_recipes_are_understood_and_used(stem: str, model: str, method: str) -> None:
+    """Every key of a recipe is a setting of its method, and a run that says no more uses it."""
+    recipe = tomllib.loads((files("vu_canvas") / "recipes" / f"{stem}.toml").read_text(encoding="utf-8"))
+    asked = {"unlearner.method": method, "model.name": model, "data.name": "canvas"}
+    config = structure(read(None, [Override(key, value, "a flag") for key, value in asked.items()]), discover())
+    assert (recipe["recipe"]["model"], recipe["recipe"]["method"]) == (model, method)
     own = {key: value for key, value in recipe["unlearner"].items() if not isinstance(value, dict)}
+    own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     assert {key: getattr(config.unlearner.config, key) for key in own} == own
     for key, value in recipe["unlearner"].get("training", {}).items():
         assert getattr(config.unlearner.config.training, key) == value
-        assert f"canvas-diffusion-{method}" in config.origins[f"unlearner.training.{key}"]
+        assert f"{model}-{method}" in config.origins[f"unlearner.training.{key}"]
+    carried = {choice.name: choice.config for choice in config.regularizers}
+    for name, table in recipe.get("regularizer", {}).items():
+        assert {key: getattr(carried[name], key) for key in table} == table
     for kind, table in (
         ("parameters", recipe["unlearner"].get("parameters", {})),
         ("weighting", recipe.get("weighting", {})),

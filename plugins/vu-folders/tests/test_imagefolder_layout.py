@@ -187,6 +187,11 @@ def test_what_is_no_share_is_said(separated: Path, forget: list[str]) -> None:
     assert error_of(separated, forget).code == "VU-D075"
 
 
+def test_a_share_is_not_rounded(separated: Path) -> None:
+    (concept,) = ImageFolder(str(separated), Config()).parse(["random:0.9999999"], []).concepts
+    assert concept.labels == {"random": "0.9999999"}
+
+
 def test_a_share_of_no_image_is_said(separated: Path) -> None:
     assert error_of(separated, ["random:0.01"]).code == "VU-D076"
 
