@@ -1,7 +1,8 @@
 """Kind ``digits``: every method against a model that was truly trained without what is forgotten.
 
 Each protocol, a whole class or a random share of the training images, has a reference: `retrain` with the schedule of
-the original training. A row is a name and the words of its command.
+the original training. A row is a name, the words of its command, and further words per protocol; ``protocols`` names
+those that a method is for, where it is not for all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ HEADS = ("UA", "RA", "TA", "MIA")
 def parts(group: dict[str, Any]) -> dict[str, tuple[dict[str, Any], str]]:
     """Return row and protocol of each run, by its name; the references come first."""
     rows = sorted(group["row"], key=lambda row: row["name"] != REFERENCE)
-    return {f"{row['name']}--{protocol}": (row, protocol) for row in rows for protocol in group["protocols"]}
+    pairs = [(row, protocol) for row in rows for protocol in row.get("protocols", group["protocols"])]
+    return {f"{row['name']}--{protocol}": (row, protocol) for row, protocol in pairs}
 
 
 def make(group: dict[str, Any], name: str) -> None:

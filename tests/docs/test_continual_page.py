@@ -15,7 +15,7 @@ import pytest
 from vu_cli import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "continual-forgetting.md"
-SHORT = ("--set=unlearner.training.epochs=1", "--set=subset.per_class=1")
+SHORT = ("--set=unlearner.training.epochs=1", "--set=unlearner.training.warmup_steps=0", "--set=subset.per_class=1")
 FILES = {"faces": 4, "chain": 2}
 
 

@@ -112,8 +112,9 @@ def write_readme(folder: Path, target: Path, images: int, how: str, tables: str)
         record = folder / f"{name}.json"
         lines += [made_by(name, record)] if record.is_file() else [x for x in known if x.startswith(f"| {name} |")]
     lines += ["", "Minutes are wall-clock time on 2 cores, shared with other work; idle cores are faster."]
-    size = size_of(target) - (page.stat().st_size if page.is_file() else 0)
-    lines += ["", f"Bytes of all weights: {size:,}.", "", "## Measured", "", how, "", tables, ""]
+    others = (page, target / "vit.md", target / "vit.safetensors")  # the classifier has a page of its own
+    size = size_of(target) - sum(other.stat().st_size for other in others if other.is_file())
+    lines += ["", f"Bytes of these weights: {size:,}.", "", "## Measured", "", how, "", tables, ""]
     page.write_text("\n".join(lines), encoding="utf-8")
 
 
