@@ -80,12 +80,12 @@ def render(group: dict[str, Any]) -> list[str]:
     for value in values:
         by_row.setdefault(value["name"], []).append(value)
     ordered = sorted(by_row.items(), key=lambda pair: -_mean_h(pair[1]))
-    size = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values[0]["machine"].items())
+    size = ", ".join(f"{key.replace('_', ' ')} {n}" for key, n in values[0]["machine"].items() if key != "threads")
     tasks = len(values[0]["tasks"])
     lines = [f"Split: held-out. Machine: {size}. Words of every command: `{' '.join(group['words'])}`.", ""]
     heads = [f"task {number + 1}: H / Acc_r / Acc_f / Acc_o" for number in range(tasks)]
     published = group.get("published", {})
-    heads += ["mean H", *(["published mean H"] if published else []), "zero groups", "tunable", "seconds"]
+    heads += ["mean H", *(["published mean H"] if published else []), "zero groups", "tunable", "seconds (threads)"]
     lines += ["| method (seeds) | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     lines += ["| " + " | ".join(_row(name, row, tasks, published)) + " |" for name, row in ordered]
     reference = values[0]["tasks"]
@@ -115,7 +115,8 @@ def _row(name: str, row: list[dict[str, Any]], tasks: int, published: dict[str, 
     zero = [each["zero_group_ratio"] for each in last if "zero_group_ratio" in each]
     cells.append(f"{percent(fmean(zero))} %" if zero else "")
     cells.append(f"{percent(fmean(each['tunable_ratio'] for each in last))} %")
-    cells.append(f"{fmean(value['seconds'] for value in row):.0f}")
+    threads = "/".join(sorted({str(value["machine"]["threads"]) for value in row}))
+    cells.append(f"{fmean(value['seconds'] for value in row):.0f} ({threads})")
     return cells
 
 

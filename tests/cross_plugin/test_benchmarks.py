@@ -13,8 +13,8 @@ import torch
 from vu_diffusers.tiny import tiny_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-REFERENCES = ("reference", "reference.fade_step", "reference.munba_combine")
-MODULES = ("run", "sd14", "memory", "weighting", "uce", *REFERENCES)
+REFERENCES = ("reference", "reference.fade_step", "reference.gs_lora_step", "reference.munba_combine")
+MODULES = ("run", "sd14", "memory", "weighting", "uce", "gs_lora", *REFERENCES)
 
 
 @pytest.fixture
@@ -70,6 +70,18 @@ def test_closed_forms_are_compared(bench, monkeypatch):
     monkeypatch.setattr(uce, "per_layer", lambda layers, columns, scales: {n: 2 * w for n, w in layers.items()})
     with pytest.raises(RuntimeError, match="differ"):
         uce.compare(3)
+
+
+def test_gs_lora_is_compared_and_its_zero_groups_are_real(bench, monkeypatch, tmp_path):
+    gs_lora = importlib.import_module("gs_lora")
+    monkeypatch.setattr(gs_lora, "BATCH", 2)
+    found = [bench.Comparison(*row) for row in gs_lora.compare(3, tmp_path, bench.TakingTurns)]
+    assert [comparison.target for comparison in found] == ["<=1.05", ">=1.0", "<=1.10", "<=0"]
+    assert [len(comparison.ratios) for comparison in found] == [3, 3, 3, 1]
+    assert found[-1].ratios == [0.0], "no logit hangs on a group that the proximal update made zero"
+    monkeypatch.setattr(gs_lora.GroupLasso, "_shrink", lambda *given: None)
+    with pytest.raises(RuntimeError, match="some must be zero"):
+        gs_lora.zero_groups(tmp_path / "none")
 
 
 def test_medians_decide_and_the_direction_of_a_target_counts(bench):

@@ -167,17 +167,27 @@ def noise(run, name, shape):
 def test_noise_has_the_size_that_fisher_allows(variant, fisher_run, images, classifier):
     g = sample_gradients(classifier, images.retain)
     fisher = g.square().mean(0).split([p.numel() for p in classifier.network.parameters()])
-    config = FisherNoiseConfig(alpha=1e-6, largest=0.02, variant=variant)
+    alpha = {"paper": 1e-6, "parity": 1e-9}[variant]
+    config = FisherNoiseConfig(alpha=alpha, largest=0.2, variant=variant)
     found = edited(classifier, FisherNoise(config).unlearn(classifier, images, fisher_run))
     capped = 0
     for (name, p), f in zip(classifier.network.named_parameters(), fisher, strict=True):
-        sigma = (1e-6 / f.view_as(p)).sqrt().clamp(max=0.02)
-        capped += int((sigma == 0.02).sum())
+        largest = 1e-3 if variant == "parity" else 0.2 * float(p.square().mean().sqrt())
+        sigma = (alpha / f.view_as(p)).sqrt()
+        capped += int((sigma > largest).sum())
+        sigma = sigma.clamp(max=largest)
         if variant == "parity" and p.shape[-1] == 3:  # as many as classes
             sigma = sigma * 10
         expected = p + sigma * noise(fisher_run, name, p.shape)
         torch.testing.assert_close(found[name], expected.detach(), atol=1e-5, rtol=1e-3)
     assert 0 < capped < g.shape[1]
+
+
+def test_a_weight_without_information_is_lost_and_no_more(fisher_run, images, classifier):
+    weight = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    mean, sigma = FisherNoise(FisherNoiseConfig()).moments("any", weight, torch.zeros(2, 2), classifier, [])
+    assert torch.equal(mean, weight)
+    torch.testing.assert_close(sigma, torch.full((2, 2), 2.5))
 
 
 def test_fisher_new_draws_the_forgotten_row_anew(fisher_run, images, classifier):

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from vu_baselines.anchored import AnchoredConfig
 from vu_baselines.der import Der, DerConfig, distance
 from vu_baselines.der_plus_plus import DerPlusPlus, DerPlusPlusConfig, another
-from vu_baselines.ewc import Ewc
+from vu_baselines.ewc import Ewc, EwcAnchor
 from vu_baselines.fdr import Fdr, FdrConfig, mean_length
 from vu_baselines.l2 import L2, L2Anchor, L2AnchorConfig
 from vu_baselines.lwf import Lwf, LwfConfig, soft_cross_entropy
-from vu_baselines.mas import Mas
+from vu_baselines.mas import Mas, MasAnchor
 from vu_baselines.relabelled import Relabelled, RelabelledConfig, published, trained, without_retain
 from vu_baselines.scrub import divergence
 from vu_baselines.teacher import Teacher
@@ -299,6 +299,17 @@ def test_the_anchors_see_the_retain_images_even_without_replay(images, classifie
             run = make_run(training=QUICK, regularizers=(make_axis("regularizer", name, strength=1e3),))
             edits.append(edit_digest(method(AnchoredConfig(replay=False)).unlearn(classifier, data, run)))
         assert edits[0] != edits[1]
+
+
+@pytest.mark.parametrize(("method", "anchor"), [(Ewc, EwcAnchor), (Mas, MasAnchor)])
+def test_importance_is_measured_once_however_long_the_training(
+    method, anchor, images, classifier, make_run, monkeypatch
+):
+    measured, importance = [], anchor.importance
+    monkeypatch.setattr(anchor, "importance", lambda *given: measured.append(given[3]) or importance(*given))
+    run = make_run(training=QUICK, regularizers=(anchor(anchor.Config()),))
+    method(AnchoredConfig()).unlearn(classifier, images, run)
+    assert [len(data.retain) for data in measured] == [len(images.retain)]
 
 
 @pytest.mark.parametrize("method", [L2, Ewc, Mas])

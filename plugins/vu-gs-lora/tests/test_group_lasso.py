@@ -190,6 +190,9 @@ def test_weight_is_zero_before_its_epoch(tmp_path):
         seen.append(lasso.penalty() is not None)
         stepped(lasso, theta, lr=0.1)
     assert seen == [False] * 8 + [True] * 2
+    constant = GroupLasso(GroupLassoConfig(structure="subgradient", weight=0.5))
+    constant.load_state({"progress": torch.tensor([0, 1, 0])}, theta)
+    assert lasso.penalty().item() == constant.penalty().item() > 0  # the whole weight at once
 
 
 def test_proximal_update_begins_with_its_epoch_and_after_a_resume(tmp_path):

@@ -13,7 +13,7 @@ from toy_transformer import ToyTransformer, toy_tables
 from vu_core import ConfigError, PlanError, UnlearnError
 from vu_core.adapters import edit_digest
 from vu_core.testing import toy_run
-from vu_core.training import From
+from vu_core.training import From, Training
 from vu_gs_lora import prototypes as module
 from vu_gs_lora.answers import Answer
 from vu_gs_lora.gs_lora import GsLora
@@ -145,6 +145,14 @@ def test_features_and_logits_come_out_of_one_pass(unlearn):
     model = ToyTransformer()
     unlearn(GsLoraPlusPlus, model=model)
     assert model.passes == 2  # steps; the features of the prototypes ask for no logits
+
+
+def test_prototypes_are_computed_once_however_long_the_training(data, unlearn, monkeypatch):
+    model, asked = ToyTransformer(), []
+    features = model.features
+    monkeypatch.setattr(model, "features", lambda images: asked.append(len(images)) or features(images))
+    unlearn(GsLoraPlusPlus, model=model, data=data, training=Training(steps=5, batch_size=2, lr=1e-2))
+    assert asked == [len(data.forget), len(data.retain)]
 
 
 def test_prototypes_are_those_of_the_original_model_unless_asked(unlearn, tmp_path):

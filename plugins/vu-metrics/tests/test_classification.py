@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vu_core import Edit, Evaluation, Examples, MeasureError, Replace, Run, Score, Scorecard
+from vu_core import Batch, Edit, Evaluation, Examples, MeasureError, Replace, Run, Score, Scorecard
 from vu_core.adapters import apply_edit
 from vu_core.testing import ToyClassifier, ToyPainter, toy_evaluation, toy_run
 from vu_metrics.classification import COMPARED, Classification, ClassificationConfig, avg_gap
 from vu_metrics.intervals import newcombe, wilson
+from vu_metrics.membership import drawn_rows
 
 METRIC = Classification(ClassificationConfig())
 WHOLE = {
@@ -86,6 +87,32 @@ def test_a_random_part_has_no_unseen_forget_images(run: Run) -> None:
     scores = measured(run, biased(red=-100), random_part(toy_evaluation(run, "colour:red")))
     assert set(scores) == {"ua", "forget_accuracy", "ra", "ta", "mia_efficacy"}
     assert (scores["ua"].after, scores["ua"].direction, scores["forget_accuracy"].direction) == (1.0, "none", "none")
+
+
+def test_the_attack_reads_the_probability_of_the_right_class(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members are drawn retain images, as many as there are unseen ones, and those are the non-members."""
+    handed: list[Any] = []
+    monkeypatch.setattr(
+        "vu_metrics.classification.svc_attack",
+        lambda *sides: (handed.extend(sides), np.array([True, False, True, True]))[1],
+    )
+    model, evaluation = ToyClassifier(), toy_evaluation(run, "colour:red", unseen=1)
+    assert evaluation.examples is not None
+    assert evaluation.train is not None
+
+    def confidence(table: Examples) -> Any:
+        rows = tuple(range(len(table)))
+        batch = Batch(model.prepare(table, run), rows, 0, rows, run, torch.device("cpu"))
+        p = model.logits(model.images(batch)).softmax(1)
+        return p[torch.arange(len(rows)), model.labels(batch)][:, None].detach().numpy()
+
+    found = METRIC.observe(model, evaluation, run)
+    (seen, kept), (_, unseen) = evaluation.train, evaluation.examples
+    drawn = drawn_rows(8, 4, seed=0)
+    wanted = confidence(kept)[drawn.members], confidence(unseen), confidence(seen)
+    for given, values in zip(handed, wanted, strict=True):
+        np.testing.assert_allclose(given, values, rtol=1e-4)
+    assert found["non_member"] == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,24 @@ def test_a_machine_finds_what_no_threshold_can() -> None:
     assert threshold_attack(members[:, 0], others[:, 0], np.array([0.5, 4.0])).tolist() == [False, False]
 
 
+def test_the_machine_is_that_of_the_paper() -> None:
+    """C = 3, a radial kernel and gamma = 1 / D; told apart where members and others overlap."""
+    from sklearn.svm import SVC
+
+    draws = np.random.default_rng(3)
+    members, others = draws.normal(0.7, 0.3, (80, 2)), draws.normal(0.4, 0.3, (80, 2))
+    targets = draws.random((300, 2))
+
+    def refused(**settings: Any) -> list[bool]:
+        machine = SVC(**{"C": 3, "kernel": "rbf", "gamma": 0.5, **settings})
+        machine.fit(np.concatenate([members, others]), [1] * 80 + [0] * 80)
+        return [answer == 0 for answer in machine.predict(targets).tolist()]
+
+    found = svc_attack(members, others, targets).tolist()
+    assert found == refused()
+    assert found not in [refused(C=1), refused(gamma="scale"), refused(kernel="linear")]
+
+
 def test_chance_where_nothing_differs() -> None:
     """Members, others and targets of one distribution, drawn 40 times: what learns from noise is right half the time.
 

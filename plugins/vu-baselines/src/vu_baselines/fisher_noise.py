@@ -19,19 +19,24 @@ MOST, MOST_OF_HEAD = 1e3, 1e2
 """Greatest inverse Fisher information of a weight and of one in the head, in the variant ``fisher_new``."""
 FORGOTTEN_VARIANCE = 1e-4
 """Variance of the head's rows of forgotten classes before it is multiplied, in the variant ``fisher_new``."""
+PARITY_LARGEST = 1e-3
+"""Greatest standard deviation of the noise, before it is multiplied, in the variant ``parity``."""
 
 
 @attrs.frozen
 class FisherNoiseConfig:
     """Settings of `FisherNoise`."""
 
-    alpha: float = setting(1e-8, help="scale of the variance of the noise", gt=0)
+    alpha: float = setting(1e-7, help="scale of the variance of the noise", gt=0)
     largest: float = setting(
-        1e-3, help="greatest standard deviation of the noise of a weight; fisher_new has its own", gt=0
+        1.0,
+        help="greatest standard deviation of the noise of a weight, in root mean squares of its tensor; the other "
+        "variants have their own",
+        gt=0,
     )
     variant: str = setting(
         "paper",
-        help="paper: one rule for all weights; parity: 10 times the noise on tensors whose last dimension is K; "
+        help="paper: one rule for all weights; parity: at most 1e-3, and 10 times that on tensors whose last dimension is K; "
         "fisher_new: variances averaged over inputs, more on the head, rows of forgotten classes drawn anew",
         choices=("paper", "parity", "fisher_new"),
     )
@@ -41,14 +46,16 @@ class FisherNoise:
     """Add noise to every weight, the more the less it matters for what is kept.
 
     With ``F_p`` the diagonal of the Fisher information on the n retain examples, in which l_i is the cross entropy of
-    one example, and s the greatest standard deviation::
+    one example, and W the tensor that p belongs to::
 
         F_p     = 1/n * sum over i of (d l_i / dp)^2
+        s       = largest * sqrt(mean W^2)
         sigma_p = min(sqrt(alpha / F_p), s)                      s where F_p is 0
         p       <- p + sigma_p * N(0, 1)
 
-    ``variant = "parity"`` multiplies sigma by 10 where the last dimension of a tensor is K, the number of classes. The
-    variant ``fisher_new`` has instead, per tensor, ``v_p = alpha * min(1 / (F_p + 1e-8), 1e3)`` (1e2 in the head), its
+    Noise as large as the weights themselves leaves nothing of them; more would only blow activations up.
+    ``variant = "parity"`` has ``s = 1e-3`` and multiplies sigma by 10 where the last dimension of a tensor is K, the
+    number of classes. The variant ``fisher_new`` has instead, per tensor, ``v_p = alpha * min(1 / (F_p + 1e-8), 1e3)`` (1e2 in the head), its
     mean over the second dimension where there is one, and in the head's rows of classes that are forgotten as a whole
     ``v = 1e-4`` and a mean of 0; then v times 10 in the head and in vectors, and ``p <- mean + sqrt(v) * N(0, 1)``.
 
@@ -58,14 +65,15 @@ class FisherNoise:
         config: see `FisherNoiseConfig`.
 
     Example:
-        >>> FisherNoise(FisherNoiseConfig(alpha=1e-7)).config.largest
-        0.001
+        >>> FisherNoise(FisherNoiseConfig(alpha=1e-6)).config.largest
+        1.0
 
     Source:
         Golatkar et al. 2020, Eternal sunshine of the spotless net, arXiv 1911.04933.
 
     Deviates:
-        ``sqrt(alpha / F)`` as in the released code of SalUn, arXiv 2310.12508 (paper: the fourth root). F takes the
+        ``sqrt(alpha / F)`` as in the released code of SalUn, arXiv 2310.12508 (paper: the fourth root, and no greatest
+        standard deviation, so that a weight without information would be infinite). F takes the
         labels of the data (paper: labels as the model predicts them). ``fisher_new`` uses the same F of single
         examples (released code: squares of batch means).
     """
@@ -110,8 +118,10 @@ class FisherNoise:
         alpha, classes = self.config.alpha, len(cast(Classifier, model).classes)
         mean = weight.detach().float().clone()
         if self.config.variant != "fisher_new":
-            sigma = (alpha / fisher).sqrt().clamp(max=self.config.largest)
-            wide = self.config.variant == "parity" and weight.dim() > 0 and weight.shape[-1] == classes
+            parity = self.config.variant == "parity"
+            largest = PARITY_LARGEST if parity else self.config.largest * float(mean.square().mean().sqrt())
+            sigma = (alpha / fisher).sqrt().clamp(max=largest)
+            wide = parity and weight.dim() > 0 and weight.shape[-1] == classes
             return mean, sigma * 10 if wide else sigma
         head = _in_head(name, model) and weight.shape[:1] == (classes,)
         v = alpha * (1 / (fisher + FLOOR)).clamp(max=MOST_OF_HEAD if head else MOST)
