@@ -20,7 +20,7 @@ COMMANDS = {
     "generate": "Generate an image for one prompt before and after a run.",
     "tune-scale": "Find the smallest strength of an edit that forgets enough.",
     "compose": "Put the edits of several runs into one, and measure how they get along.",
-    "revoke": "Take a concept out of a composed run again.",
+    "revoke": "Take concepts out of a composed run, or tasks out of a sequence.",
     "export": "Write an edit for other tools, and prove that they read it as it is.",
     "compare": "Show the scores and settings of several runs side by side.",
     "list-plugins": "List models, data, methods and everything else that is installed.",

@@ -64,18 +64,32 @@ class Mixture:
 
 
 def runs_in(folders: Sequence[Path]) -> tuple[Path, ...]:
-    """Return run folders, the one of a sequence with a single seed as those of its tasks.
+    """Return run folders, the one of a sequence as those of its tasks.
 
     Raises:
-        RecordError: a sequence has several seeds, or no finished task (``VU-R142``).
+        RecordError: as `tasks_in`.
     """
-    found: list[Path] = []
-    for folder in folders:
-        tasks = sorted((folder / "tasks").glob("*"), key=lambda task: (len(task.name), task.name))
-        if (folder / run_folder.SEQUENCE).is_file() and not tasks:
+    return tuple(run for folder in folders for run in tasks_in(folder) or (folder,))
+
+
+def tasks_in(folder: Path) -> tuple[Path, ...]:
+    """Return the runs of a sequence, or of one of its seeds, in order; of any other folder, none.
+
+    Raises:
+        RecordError: a sequence has several seeds, or no task that has begun (``VU-R142``).
+    """
+    tasks = sorted((folder / "tasks").glob("*"), key=lambda task: (len(task.name), task.name))
+    if (folder / run_folder.SEQUENCE).is_file() and not tasks:
+        seeds = sorted((folder / "seeds").glob("*"), key=lambda seed: (len(seed.name), seed.name))
+        if not seeds:
             raise run_folder.no_run(folder)
-        found += tasks if (folder / run_folder.SEQUENCE).is_file() else [folder]
-    return tuple(found)
+        raise RecordError(
+            "VU-R142",
+            f"{str(folder)!r} holds a sequence that was run with several seeds, where the tasks of one are needed.",
+            f"Name one of its seeds: {', '.join(map(str, seeds))}.",
+            where=str(folder),
+        )
+    return tuple(tasks)
 
 
 def taken_apart(folder: Path, plugins: Plugins) -> tuple[Mixture, Plan]:
@@ -135,13 +149,15 @@ def gathered(
             )
     weighted = [mixture.times(factor) for (mixture, _), factor in zip(parts, factors, strict=True)]
     _check_concepts(folders, weighted)
+    components = tuple(component for mixture in weighted for component in mixture.components)
     if [weight for mixture in weighted for weight in mixture.weights] == [1.0]:
+        keeping = "; of a sequence, `vu revoke SEQUENCE TASK...` takes out the others and leaves it on the base model"
         raise ConfigError(
             "VU-C128",
             f"{str(folders[0])!r} is a single edit, which would stay as it is.",
-            "Name two runs or more; --weights makes a single one stronger or weaker.",
+            "Name two runs or more; --weights makes a single one stronger or weaker"
+            f"{keeping if components[0].edit.parents else ''}.",
         )
-    components = tuple(component for mixture in weighted for component in mixture.components)
     return Mixture(components, tuple(weight for mixture in weighted for weight in mixture.weights), strategy)
 
 
@@ -215,14 +231,43 @@ def _check_concepts(folders: Sequence[Path], mixtures: Sequence[Mixture]) -> Non
             seen[concept] = folder
 
 
-def revocable(folder: Path, concept: str, plugins: Plugins) -> Mixture:
-    """Return what remains of a composition without the edits that forget ``concept``.
+@attrs.frozen(eq=False)
+class Remainder:
+    """What remains when edits are taken out.
+
+    Args:
+        mixture: the other edits.
+        gone: the concepts that nothing forgets any more.
+        like: the run whose model, data and measurements are taken.
+        of_sequence: the edits are those of tasks, each made on those before; no run has measured them together.
+    """
+
+    mixture: Mixture
+    gone: tuple[str, ...]
+    like: Path
+    of_sequence: bool
+
+
+def revocable(folder: Path, named: Sequence[str], plugins: Plugins) -> Remainder:
+    """Return what remains of a composition, or of a sequence, without the edits that are named.
+
+    Args:
+        folder: of a composed run, or of a sequence.
+        named: concepts, all of those that an edit forgets; of a sequence also numbers of tasks.
+        plugins: who takes part.
 
     Raises:
-        RecordError: the run is no composition (``VU-R130``), or as `taken_apart`.
-        ConfigError: the composition does not forget this concept (``VU-C133``), or it cannot be taken out alone
-            (``VU-C134``).
+        RecordError: the run is no composition (``VU-R130``), or as `tasks_in` and `taken_apart`.
+        ConfigError: nothing here forgets what is named (``VU-C133``), it cannot be taken out alone (``VU-C134``), or
+            the other tasks do not belong together (as `gathered`).
     """
+    tasks = tasks_in(folder)
+    if tasks:
+        forgets = [pipeline.read_record(task).forget for task in tasks]
+        places = _named_places(folder, forgets, named, [task.name for task in tasks])
+        kept = [task for place, task in enumerate(tasks) if place not in places]
+        rest = taken_apart(kept[0], plugins)[0] if len(kept) == 1 else gathered(kept, plugins)
+        return Remainder(rest, _gone(forgets, places), kept[0], of_sequence=True)
     record = pipeline.read_record(folder)
     if record.method != METHOD:
         raise RecordError(
@@ -232,31 +277,70 @@ def revocable(folder: Path, concept: str, plugins: Plugins) -> Mixture:
             where=str(folder),
         )
     mixture, _ = taken_apart(folder, plugins)
-    known = list(dict.fromkeys(text for component in mixture.components for text in component.forget))
-    places = [place for place, component in enumerate(mixture.components) if concept in component.forget]
-    if not places:
-        raise ConfigError(
-            "VU-C133",
-            f"The run {str(folder)!r} does not forget {concept!r}.{did_you_mean(concept, known)}",
-            f"It forgets: {', '.join(known)}.",
-            where="CONCEPT",
-        )
-    tied = [text for place in places for text in mixture.components[place].forget if text != concept]
-    if tied:
+    forgets = [component.forget for component in mixture.components]
+    places = _named_places(folder, forgets, named)
+    return Remainder(mixture.without(places), _gone(forgets, places), folder, of_sequence=False)
+
+
+def _gone(forgets: Sequence[tuple[str, ...]], places: Collection[int]) -> tuple[str, ...]:
+    kept = {text for place, forget in enumerate(forgets) if place not in places for text in forget}
+    return tuple(dict.fromkeys(text for place in sorted(places) for text in forgets[place] if text not in kept))
+
+
+def _named_places(
+    folder: Path, forgets: Sequence[tuple[str, ...]], named: Sequence[str], tasks: Sequence[str] = ()
+) -> set[int]:
+    """Return the places of the edits that are named: by all concepts of each, or by the number of its task."""
+    whole, asked = set[int](), set[str]()
+    for text in named:
+        if any(text in forget for forget in forgets):
+            asked.add(text)
+        elif text in tasks:
+            whole.add(tasks.index(text))
+        else:
+            known = list(dict.fromkeys(text for forget in forgets for text in forget))
+            raise ConfigError(
+                "VU-C133",
+                f"The run {str(folder)!r} does not forget {text!r}.{did_you_mean(text, known)}",
+                f"It forgets: {', '.join(known)}." + (f" Its tasks: {', '.join(tasks)}." if tasks else ""),
+                where="CONCEPT",
+            )
+    places = whole | {place for place, forget in enumerate(forgets) if asked.intersection(forget)}
+    for place in sorted(places - whole):
+        if not asked.issuperset(forgets[place]):
+            raise _divided(folder, forgets, places, place, asked, tasks)
+    if len(places) == len(forgets):
         raise ConfigError(
             "VU-C134",
-            f"{concept} was forgotten together with {', '.join(dict.fromkeys(tied))} by one edit, which is one piece.",
-            "Compose a run again that forgets all but this concept, or revoke nothing.",
-            where="CONCEPT",
-        )
-    if len(places) == len(mixture.components):
-        raise ConfigError(
-            "VU-C134",
-            f"{concept} is all that the run {str(folder)!r} forgets: nothing would remain.",
+            f"Without {', '.join(named)}, nothing of the run {str(folder)!r} would remain.",
             "Use the base model.",
             where="CONCEPT",
         )
-    return mixture.without(places)
+    return places
+
+
+def _divided(
+    folder: Path,
+    forgets: Sequence[tuple[str, ...]],
+    places: Collection[int],
+    place: int,
+    asked: Collection[str],
+    tasks: Sequence[str],
+) -> ConfigError:
+    """Return the error for a part of what the edit at ``place`` forgets, with the line that takes out all of it."""
+    part = [text for text in forgets[place] if text in asked]
+    others = [text for text in forgets[place] if text not in asked]
+    words = [tasks[each] for each in sorted(places)] if tasks else _gone(forgets, places)
+    line = shlex.join(["vu", "revoke", str(folder), *words])
+    return ConfigError(
+        "VU-C134",
+        f"{', '.join(part)} {'was' if len(part) == 1 else 'were'} forgotten together with {', '.join(others)} by one "
+        "edit, which is one piece.",
+        f"Take out all that it forgets: `{line}`."
+        if len(places) < len(forgets)
+        else "Nothing would remain without that edit: use the base model, and forget anew what should stay forgotten.",
+        where="CONCEPT",
+    )
 
 
 def interference(bench: Workbench, mixture: Mixture) -> Interference:

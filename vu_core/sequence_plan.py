@@ -116,9 +116,9 @@ def understand(raw: RawConfig, plugins: Plugins) -> Chain:
     if choice is None:
         tasks, overrides = _listed(listed)
     else:
-        tasks = _divided(choice, structure(base, plugins))
+        tasks = _divided(choice, structure(base, plugins, forgets=False))
         overrides = ({},) * len(tasks)
-    shared = structure(base, plugins)
+    shared = structure(base, plugins, forgets=False)
     carried = tuple(edit.path for edit in shared.edits)
     return Chain(base, choice, settings, origins, _with_earlier(tasks, shared.subset), overrides, carried)
 
@@ -168,7 +168,9 @@ def _with_metrics(base: RawConfig, choice: Choice | None, plugins: Plugins) -> R
     entry = choice.entry if choice is not None else plugins.registry.default("sequence")
     if entry is None:
         return base
-    config = structure(base, plugins)
+    # Settings of metrics wait until it is clear which ones are measured.
+    rest = {key: value for key, value in base.values.items() if key != "metric"}
+    config = structure(attrs.evolve(base, values=rest), plugins, forgets=False)
     with asked(config.model.entry):
         facts = config.model.entry.load()(config.model.ref, config.model.config).inspect()
     can = {*facts.capabilities, Capability.JUDGE, *UNSEEN}

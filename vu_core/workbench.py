@@ -182,11 +182,15 @@ def compose(
     out: str | None = None,
     settings: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
+    on_base: bool = False,
 ) -> RunRecord:
     """Make a run of a combination of edits, measured and recorded as any other.
 
     The unlearner ``composition`` adds them up; copies of the edits lie in ``sources/`` of the new run, so that it needs
     no other folder to be repeated or taken apart.
+
+    The edits of tasks that lie on each other are added to the base model, with or without those below. Only where all
+    were made on the same earlier edits does the model keep carrying these.
 
     Args:
         like: the run whose model, data and measurements are taken.
@@ -198,6 +202,7 @@ def compose(
         out: the run folder itself; ``runs/<id>`` when absent.
         settings: values of ``run.*``, ``measure.*`` and ``metric.*`` keys that take the place of those of the run.
         sections: what the report shows besides.
+        on_base: add to the base model even where all were made on the same earlier edits.
 
     Raises:
         EditError: a component was made for other weights (``VU-E053``).
@@ -208,7 +213,8 @@ def compose(
 
     if not components:
         raise ConfigError("VU-C128", "There is nothing to compose.", "Name at least one run.")
-    _check_one_base(components)
+    on_base = on_base or len({component.edit.parents for component in components}) > 1
+    _check_one_base(components, on_base)
     chosen = tuple(1.0 for _ in components) if weights is None else tuple(weights)
     told = {
         "method": METHOD,
@@ -217,7 +223,11 @@ def compose(
         "weights": list(chosen),
         "strategy": strategy,
     }
-    changes = {**(settings or {}), **({} if out is None else {"run.out": out})}
+    changes = {
+        **(settings or {}),
+        **({} if out is None else {"run.out": out}),
+        **({"model.edits": ()} if on_base else {}),
+    }
 
     def furnish(plan: Plan, folder: Path) -> Plan:
         place = folder / run_folder.SOURCES
@@ -296,15 +306,9 @@ def components_of(folder: Path, digests: Sequence[str]) -> tuple[Component, ...]
     return tuple(Component(edit, *each) for edit, each in zip(edits, concepts, strict=True))
 
 
-def _on_the_base(raw: RawConfig, components: Sequence[Component]) -> RawConfig:
-    """Return a configuration without what belongs to one task of a sequence: its subset, and the edits of others.
-
-    The edits of tasks that lie on each other are added to the base model, with or without those below. Only where all
-    were made on the same earlier edits does the model keep carrying these.
-    """
+def _of_no_task(raw: RawConfig) -> RawConfig:
+    """Return a configuration without what belongs to one task of a sequence: its number and its subset."""
     own = {("subset",), ("run", "task")}
-    if len({component.edit.parents for component in components}) > 1:
-        own.add(("model", "edits"))
     values = {
         table: {key: value for key, value in entries.items() if (table, key) not in own}
         if isinstance(entries, Mapping)
@@ -319,16 +323,16 @@ def _on_the_base(raw: RawConfig, components: Sequence[Component]) -> RawConfig:
     return RawConfig(values, origins, raw.replaced)
 
 
-def _check_one_base(components: Sequence[Component]) -> None:
+def _check_one_base(components: Sequence[Component], on_base: bool) -> None:
     first = components[0].edit
-    if len({component.edit.parents for component in components}) > 1:
+    if on_base:
         for component in components:
             edit = component.edit
             if edit.parents and any(isinstance(part, Replace) for _, part in edit):
                 raise PlanError(
                     "VU-L127",
                     f"The edit that forgets {', '.join(component.forget)} holds whole new tensors, made on "
-                    f"{len(edit.parents)} earlier edits: it cannot be added to others without counting these twice.",
+                    f"{len(edit.parents)} earlier edits, and what these have changed: it cannot be parted from them.",
                     "Compose tasks that were trained with --parameters lora, whose changes add up.",
                 )
     for component in components[1:]:
@@ -363,7 +367,7 @@ def _like(
     overrides.append(Override("data.forget", tuple(forget), "--forget"))
     # Where one of them has none, the data says again what takes the places; those of the other run are not theirs.
     overrides.append(Override("data.overwrite", overwrite if all(overwrite) else (), "--overwrite"))
-    raw = _on_the_base(read(folder / run_folder.RUN, overrides), components)
+    raw = _of_no_task(read(folder / run_folder.RUN, overrides))
     gone = ("unlearner", "weighting", "regularizer")
     values = {key: value for key, value in raw.values.items() if key not in gone}
     origins = {key: place for key, place in raw.origins.items() if key.partition(".")[0] not in gone}

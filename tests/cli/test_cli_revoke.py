@@ -1,4 +1,4 @@
-"""`vu revoke`: one concept comes back, and the rest is what it would have been without it."""
+"""`vu revoke`: concepts come back, and the rest is what it would have been without them."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_json_tells_the_same(vu, slots, composed):
     record, evidence = json.loads(vu("revoke", composed, "slot:1", "--json", plugins=slots).out)
     assert record["forget"] == ["slot:0", "slot:2"]
     assert record["folder"] == f"runs/{record['run_id']}"
-    assert (evidence["concept"], evidence["run"], evidence["split"]) == ("slot:1", "all", "held-out")
+    assert (evidence["concepts"], evidence["run"], evidence["split"]) == (["slot:1"], "all", "held-out")
     first = evidence["scores"][0]
     assert (first["name"], first["own"], first["untouched"], first["without"]) == ("ua[slot:1]", True, 0.0, 0.0)
     assert first["with"] == pytest.approx(0.25)
@@ -101,10 +101,43 @@ def test_what_one_edit_forgets_together_cannot_be_separated(vu, slots, erased):
     status, err = refused(vu, slots, "all", "slot:0")
     assert (status, "VU-C134" in err) == (2, True)
     assert "slot:0 was forgotten together with slot:1" in err
+    assert "Take out all that it forgets: `vu revoke all slot:0 slot:1`." in " ".join(err.split())
     assert vu("revoke", "all", "slot:2", "--out", "new", plugins=slots).status == 0
 
 
-@pytest.mark.parametrize("line", [["all"], ["all", ""], ["all", "slot:0", "slot:1"], ["all", "slot:0", "--out", ""]])
+def test_all_that_one_edit_forgets_is_taken_out_together(vu, slots, erased):
+    """As the message names it: in any order, and every concept is told to be back."""
+    vu("compose", erased("0", "1"), erased("2", leak=0.1), "--no-interference", "--out", "all", plugins=slots)
+    done = vu("revoke", "all", "slot:1", "slot:0", "--out", "rest", plugins=slots)
+    assert done.status == 0, done.err
+    source = Path("rest/sources/0.safetensors")
+    assert source.read_bytes() == Path("all/sources/1.safetensors").read_bytes() == edit("2")
+    assert json.loads(Path("rest", "sources", CONCEPTS).read_text())["edits"] == [
+        {"forget": ["slot:2"], "overwrite": ["slot:3"]}
+    ]
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert "slot:0, slot:1, asked about as in all (held-out)" in lines
+    table = lines[lines.index("score unit untouched with them without") + 2 :]
+    assert table[:2] == ["ua[slot:0] % 0.0 100.0 10.0", "ua[slot:1] % 0.0 100.0 10.0"]
+    assert "ua[slot:1] is 10.0 points from the untouched model." in lines
+
+
+def test_several_edits_are_taken_out_at_once(vu, slots, composed):
+    assert vu("revoke", composed, "slot:2", "slot:0", "--out", "one", plugins=slots).status == 0
+    assert vu("compose", "1", "--weights", "0.25", "--out", "scratch", plugins=slots).status == 0
+    assert edit("one") == edit("scratch")
+    status, err = refused(vu, slots, composed, "slot:2", "slot:0", "slot:1")
+    assert (status, "VU-C134" in err, "base model" in err) == (2, True, True)
+
+
+def test_a_part_with_all_other_edits_leaves_nothing(vu, slots, erased):
+    vu("compose", erased("0", "1"), erased("2"), "--no-interference", "--out", "two", plugins=slots)
+    status, err = refused(vu, slots, "two", "slot:0", "slot:2")
+    assert (status, "VU-C134" in err, "slot:0 was forgotten together with slot:1" in err) == (2, True, True)
+    assert "Nothing would remain without that edit: use the base model" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("line", [["all"], ["all", ""], ["all", "slot:0", ""], ["all", "slot:0", "--out", ""]])
 def test_wrong_usage(vu, slots, line):
     done = vu("revoke", *line, plugins=slots)
     assert (done.status, "VU-C120" in done.err) == (2, True)

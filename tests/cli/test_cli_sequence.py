@@ -133,7 +133,107 @@ def test_whole_tensors_of_later_tasks_are_not_added_up(vu, slots, chained):
     chained("replace")
     done = vu("compose", "chain", "--out", "all", plugins=slots)
     assert "VU-L127" in done.err
+    for others in (("0",), ("0", "1")):
+        done = vu("revoke", "chain", *others, "--out", "all", plugins=slots)
+        assert "VU-L127" in done.err, "the tensor that would remain holds what task 0 has changed"
     assert not Path("all").exists()
+    assert vu("revoke", "chain", "1", "2", "--out", "all", plugins=slots).status == 0
+    assert shown(Path("all")) == [0.0, 1.0, 1.0, 1.0]
+
+
+PAIR = """
+run.seed = 3
+unlearner.kind = "low-rank"
+[[tasks]]
+forget = ["slot:0", "slot:1"]
+[[tasks]]
+forget = ["slot:2"]
+unlearner.strength = 0.5
+"""
+
+
+@pytest.fixture
+def pair(vu, slots, tmp_path):
+    """Make a finished sequence of two tasks, the first of which forgets two slots."""
+    (tmp_path / "pair.toml").write_text(PAIR)
+    done = vu("unlearn", "-c", "pair.toml", "--out", "pair", plugins=slots)
+    assert done.status == 0, done.err
+    return Path("pair")
+
+
+def test_of_two_tasks_either_is_taken_out(vu, slots, pair):
+    """By its number or by all of its concepts; the other one lies on the original model, unchanged."""
+    first, second = [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.5, 1.0]
+    for number, (named, kept, after) in enumerate(
+        ((["0"], 1, second), (["slot:1", "slot:0"], 1, second), (["1"], 0, first), (["slot:2"], 0, first))
+    ):
+        rest = Path(f"rest-{number}")
+        done = vu("revoke", pair, *named, "--out", rest, plugins=slots)
+        assert done.status == 0, done.err
+        assert shown(rest) == after
+        (source,) = rest.glob("sources/*.safetensors")
+        assert source.read_bytes() == (pair / f"tasks/{kept}/edit.safetensors").read_bytes()
+        assert load_edit(rest / "edit.safetensors").parents == ()
+        assert json.loads((rest / "environment.json").read_text())["edits"] == []
+        scores = {score["name"]: score["after"] for score in json.loads((rest / "scores.json").read_text())["scores"]}
+        assert scores["ira"] == 1.0, "what was revoked is asked about with what stays"
+
+
+def test_a_composition_of_two_tasks_gives_the_first_back(vu, slots, pair):
+    assert vu("compose", pair, "--no-interference", "--out", "all", plugins=slots).status == 0
+    done = vu("revoke", "all", "slot:0", "slot:1", "--out", "rest", plugins=slots)
+    assert done.status == 0, done.err
+    assert shown(Path("rest")) == [1.0, 1.0, 0.5, 1.0]
+    assert "slot:0, slot:1, asked about as in all" in " ".join(done.out.split())
+    assert vu("revoke", pair, "0", "--out", "direct", plugins=slots).status == 0
+    direct, rest = (Path(run, "edit.safetensors").read_bytes() for run in ("direct", "rest"))
+    assert direct == rest
+
+
+def test_tasks_are_taken_out_as_a_composition_of_the_others_is_made(vu, slots, chained):
+    chained()
+    assert vu("revoke", "chain", "1", "--out", "rest", plugins=slots).status == 0
+    words = ["chain/tasks/0", "chain/tasks/2"]
+    assert vu("compose", *words, "--no-interference", "--out", "scratch", plugins=slots).status == 0
+    for file in ("edit.safetensors", "sources/concepts.json"):
+        assert Path("rest", file).read_bytes() == Path("scratch", file).read_bytes()
+    assert vu("revoke", "chain", "0", "slot:1", "--out", "last", plugins=slots).status == 0
+    assert shown(Path("last")) == [1.0, 1.0, 0.5, 1.0]
+    assert vu("unlearn", "-c", "last/run.toml", "--out", "again", plugins=slots).status == 0
+    assert Path("again/edit.safetensors").read_bytes() == Path("last/edit.safetensors").read_bytes()
+
+
+def test_what_cannot_be_taken_out_of_a_sequence_is_told(vu, slots, pair):
+    for named, code, text in (
+        (["slot:0"], "VU-C134", "Take out all that it forgets: `vu revoke pair 0`."),
+        (["slot:0", "1"], "VU-C134", "slot:0 was forgotten together with slot:1"),
+        (["0", "1"], "VU-C134", "Without 0, 1, nothing of the run 'pair' would remain."),
+        (["2"], "VU-C133", "It forgets: slot:0, slot:1, slot:2. Its tasks: 0, 1."),
+    ):
+        done = vu("revoke", pair, *named, "--out", "rest", plugins=slots)
+        assert (done.status, code in done.err, text in " ".join(done.err.split())) == (2, True, True), done.err
+        assert not Path("rest").exists()
+
+
+def test_a_single_task_that_is_composed_is_told_what_keeps_it_alone(vu, slots, pair):
+    done = vu("compose", "pair/tasks/1", plugins=slots)
+    assert (done.status, "VU-C128" in done.err, "vu revoke SEQUENCE TASK" in done.err) == (2, True, True)
+    done = vu("compose", "pair/tasks/0", plugins=slots)
+    assert ("VU-C128" in done.err, "SEQUENCE" in done.err) == (True, False), "it lies on the original model"
+
+
+def test_of_several_seeds_one_is_named(vu, slots, tmp_path):
+    (tmp_path / "pair.toml").write_text(PAIR)
+    done = vu("unlearn", "-c", "pair.toml", "--set", "sequence.seeds=2", "--out", "pair", plugins=slots)
+    assert done.status == 0, done.err
+    for words in (["revoke", "pair", "0"], ["compose", "pair"]):
+        done = vu(*words, "--out", "rest", plugins=slots)
+        assert (done.status, "VU-R142" in done.err) == (7, True)
+        assert "Name one of its seeds: pair/seeds/3, pair/seeds/4." in " ".join(done.err.split())
+    assert vu("revoke", "pair/seeds/4", "0", "--out", "rest", plugins=slots).status == 0
+    assert vu("compose", "pair/seeds/4", "--no-interference", "--out", "all", plugins=slots).status == 0
+    assert shown(Path("rest")) == [1.0, 1.0, 0.5, 1.0]
+    assert shown(Path("all")) == [0.0, 0.0, 0.5, 1.0]
 
 
 def test_the_edit_of_a_later_task_is_not_exported_alone(vu, slots, chained):

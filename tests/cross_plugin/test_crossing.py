@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vu_classifiers.image_classifier import ImageClassifier
 from vu_core import Capability, Classifier, Edit, Event, LowRank, ModelFacts, Sparse
-from vu_core.adapters import apply_edit
+from vu_core.adapters import apply_edit, edit_digest
 from vu_core.plugins import discover
 from vu_core.registry import Entry
 from vu_core.stages.load import base_method
@@ -185,6 +185,29 @@ def test_every_method_with_a_regularizer_takes_the_hard_mask(case: Case, density
         after = dict(model.network.named_parameters())
         changed = sum(int((after[name] != value).sum()) for name, value in before.items())
     assert 0 < changed <= math.floor(density * edit.facts["tuned_parameters"])
+
+
+@pytest.mark.parametrize("anchor", ["l2", "ewc", "mas"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("random-label", "classify"),
+        ("gradient-ascent", "classify"),
+        ("gs-lora", "transformer"),
+        ("random-label", "denoise"),
+        ("fade", "denoise"),
+    ],
+)
+def test_methods_of_other_kinds_take_the_anchors(name: str, kind: str, anchor: str, tmp_path: Path) -> None:
+    """They hold nothing in the first step, where all weights are those of before, and something afterwards."""
+    case: Case = (PLUGINS.registry.get("unlearner", name), kind, {})
+    digests = set()
+    for regularizer in ({}, {anchor: {"strength": 1e4}}):
+        changes = {"parameters": {"name": "full"}, "regularizer": regularizer}
+        edit, model, _ = one_step(tmp_path / str(len(digests)), case, changes, steps=3)
+        check_changes(edit, model)
+        digests.add(edit_digest(attrs.evolve(edit, facts={})))
+    assert len(digests) == 2
 
 
 def test_the_matrix_is_as_large_as_it_should_be() -> None:

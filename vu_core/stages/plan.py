@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from vu_core.blame import asked
-from vu_core.config import Choice, RunConfig, run_id
+from vu_core.config import Choice, RunConfig, dotted, run_id
 from vu_core.config.problems import locating
 from vu_core.config.run_config import base_methods
 from vu_core.cost import estimate, steps_of, training_of
@@ -41,7 +41,8 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
         max_gb: refuse a run that is estimated to need more memory, or more disk and downloads together, in 10^9 bytes.
 
     Raises:
-        ConfigError: a limit is no positive number (``VU-C052``), or the warm-up is as long as the run (``VU-C030``).
+        ConfigError: a limit is no positive number (``VU-C052``), the warm-up is as long as the run (``VU-C030``), or a
+            list with a number per task has none for the task of the run (``VU-C054``).
         RecordError: ``measure.reference`` is no run with scores (``VU-R140``).
         PlanError: the parts do not fit together (``VU-L002``), exceed the budget (``VU-L003``), the device
             is not there (``VU-L050``), or plugins object (``VU-L004``).
@@ -75,6 +76,7 @@ def plan(config: RunConfig, plugins: Plugins, *, max_minutes: float | None = Non
     expected = manifest if config.subset.whole else counted(config, manifest, _count_classes(dataset))
     with locating(config.origins):
         _check_warmup(config, expected)
+        _check_lists(config)
     cost = estimate(config, facts, expected)
     if facts.downloads:
         notes.append(f"{facts.downloads / 1e9:.2f} GB of '{facts.ref or facts.name}' must be downloaded first.")
@@ -257,6 +259,18 @@ def _check_warmup(config: RunConfig, manifest: Manifest) -> None:
     steps, training = steps_of(config, manifest), training_of(config)
     if steps is not None and training is not None:
         check_warmup(training, steps)
+
+
+def _check_lists(config: RunConfig) -> None:
+    """Object to a list with a number per task that has none for the task of the run."""
+    from vu_core.training.schedules import Schedule, value_at
+
+    tables = {"unlearner": config.unlearner.config}
+    tables |= {dotted(("regularizer", each.name)): each.config for each in config.regularizers}
+    for table, settings in tables.items():
+        for field in attrs.fields(type(settings)):
+            if field.type == Schedule:
+                value_at(getattr(settings, field.name), task=config.run.task, name=f"{table}.{field.name}")
 
 
 def _versions(config: RunConfig, registry: Registry) -> Iterator[tuple[str, str]]:

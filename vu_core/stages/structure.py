@@ -36,7 +36,7 @@ AXIS_PATHS = {
 }
 
 
-def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
+def structure(raw: RawConfig, plugins: Plugins, *, forgets: bool = True) -> RunConfig:
     """Understand a configuration: plugins by name, fields by type and range, each value with its origin.
 
     An axis is honoured when the method or one of the regularizers does.
@@ -44,6 +44,11 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
     Values are laid over each other: the method's ``Config`` and ``defaults`` < the recipe for (model, method) < the
     file < ``--set`` < flags. Settings of an axis belong to the name they were written for: choosing another weighting
     drops the default's settings instead of handing them to it.
+
+    Args:
+        raw: what `vu_core.stages.read.read` returned.
+        plugins: who takes part.
+        forgets: what is forgotten belongs to it; not so in what the runs of a sequence share.
 
     Raises:
         ConfigError: everything that is wrong, in one message (``VU-C001``).
@@ -73,7 +78,7 @@ def structure(raw: RawConfig, plugins: Plugins) -> RunConfig:
     parts |= {axis: _axis(reading, axis, method, honoured) for axis in AXIS_PATHS}
     metrics = _metrics(reading, measure, data)
     forget, overwrite = reading.texts("data", "forget"), reading.texts("data", "overwrite")
-    if reading.problems.found and parts["data"] is not None:
+    if forgets and reading.problems.found and parts["data"] is not None:
         _hear_data(reading, parts["data"], forget, overwrite)
     reading.problems.raise_if_any()
     return RunConfig(

@@ -98,7 +98,8 @@ def check_edit(edit: Edit, network: nn.Module, who: str) -> None:
         raise EditError(
             "VU-E051",
             f"The edit of {who!r} has no effect: every change is zero.",
-            "Check that what is forgotten differs from its overwrite, and that it trains long enough.",
+            "Check that what is forgotten differs from its overwrite, that it trains long enough, and that no "
+            "regularizer shrinks every change to zero.",
             where=who,
         )
 

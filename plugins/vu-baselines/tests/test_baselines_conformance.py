@@ -5,7 +5,7 @@ from __future__ import annotations
 from vu_baselines.plugin import AXES
 from vu_baselines.random_label import RandomLabel
 from vu_baselines.salun import SalUn
-from vu_core.testing import ToyClassifier, UnlearnerTests
+from vu_core.testing import RecipeTests, ToyClassifier, UnlearnerTests
 from vu_core.training import Training
 
 QUICK = {"training": Training(steps=3, batch_size=2, lr=1e-2)}
@@ -46,3 +46,11 @@ class TestSalUnOfAClassifier(UnlearnerTests):
 
     def make_model(self):
         return ToyClassifier()
+
+
+class TestRandomLabelRecipe(RecipeTests):
+    target = "vu_baselines:recipes/torch-module-random-label.toml"
+
+
+class TestSalUnRecipe(RecipeTests):
+    target = "vu_baselines:recipes/torch-module-salun.toml"

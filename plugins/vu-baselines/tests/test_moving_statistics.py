@@ -8,6 +8,7 @@ from torch import nn
 
 from vu_baselines.batch_norm import MovingStatistics
 from vu_baselines.fine_tune import FineTune, FineTuneConfig
+from vu_baselines.fine_tune_prune import FineTunePrune, FineTunePruneConfig
 from vu_baselines.gradient_ascent import GradientAscent, GradientAscentConfig
 from vu_baselines.l1_sparse import L1Sparse, L1SparseConfig
 from vu_baselines.rehearsal import Rehearsal, RehearsalConfig
@@ -135,12 +136,13 @@ def test_a_network_without_batch_norm_is_left_as_it_is(make_run, classifier):
 METHODS = [
     lambda mode: FineTune(FineTuneConfig(training=QUICK, batch_norm=mode)),
     lambda mode: L1Sparse(L1SparseConfig(training=QUICK, batch_norm=mode)),
+    lambda mode: FineTunePrune(FineTunePruneConfig(training=QUICK, batch_norm=mode)),
     lambda mode: Rehearsal(RehearsalConfig(training=QUICK, batch_norm=mode)),
     lambda mode: Retrain(RetrainConfig(training=QUICK, batch_norm=mode)),
 ]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=["fine-tune", "l1-sparse", "rehearsal", "retrain"])
+@pytest.mark.parametrize("method", METHODS, ids=["fine-tune", "l1-sparse", "fine-tune-prune", "rehearsal", "retrain"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_edit_has_statistics_and_the_model_none_of_them(method, mode, make_run, images, model):
     run = make_run(training=QUICK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from vu_baselines.der_plus_plus import DerPlusPlusConfig
 from vu_baselines.ewc import EwcAnchorConfig
 from vu_baselines.fdr import FdrConfig
 from vu_baselines.fine_tune import FineTuneConfig
+from vu_baselines.fine_tune_prune import FineTunePruneConfig
 from vu_baselines.gradient_ascent import GradientAscentConfig, NegGradPlusConfig
 from vu_baselines.influence import InfluenceConfig
 from vu_baselines.l1_sparse import L1SparseConfig
@@ -49,6 +52,7 @@ SCRUB = {"retained": 0.99, "distillation": 1e-3, "temperature": 2.0, "inner_epoc
         (ScrubSConfig(), {**SCRUB, "smoothing": 0.1, "decay": 0.9}),
         (LirfConfig(), {"alpha": 0.1, "temperature": 10.0, "attention": 300.0, "other_logits": 10.0, "retained": 5.0}),
         (L1SparseConfig(), {"epochs_without": 0}),
+        (FineTunePruneConfig(), {"rate": 0.95, "every": 2}),
         (GradientAscentConfig(), {"cap": None, "l1": 0.0}),
         (BoundaryShrinkConfig(), {"epsilon": 0.1, "variant": "paper"}),
         (InfluenceConfig(), {"samples": 1000, "damping": 1.0, "variant": "paper"}),
@@ -74,11 +78,21 @@ def told(training: Training) -> tuple[Any, ...]:
 
 def test_training_of_the_salun_lineage() -> None:
     """SGD with momentum 0.9 and decay 5e-4, batches of 256; ten passes at 0.01, or the training from the start."""
-    for config in (FineTuneConfig(), L1SparseConfig(), NegGradPlusConfig(), BoundaryShrinkConfig(), SalUnSoftConfig()):
+    configs = (FineTuneConfig, L1SparseConfig, FineTunePruneConfig, NegGradPlusConfig, BoundaryShrinkConfig)
+    for config in (*(each() for each in configs), SalUnSoftConfig()):
         assert told(config.training) == (10, 256, 0.01, "sgd", 0.9, 5e-4)
     assert told(RehearsalConfig().training) == (50, 256, 0.01, "sgd", 0.9, 5e-4)
     assert told(RetrainConfig().training) == (182, 256, 0.1, "sgd", 0.9, 5e-4)
     assert SalUnSoft.defaults["regularizer"] == {"soft-threshold": {"ratio": 0.5}}
+
+
+@pytest.mark.parametrize(("method", "lr"), [("random-label", 0.01), ("salun", 0.013)])
+def test_recipes_for_classifiers(method: str, lr: float) -> None:
+    """Their own values are those for Stable Diffusion."""
+    text = (files("vu_baselines") / f"recipes/torch-module-{method}.toml").read_text(encoding="utf-8")
+    recipe = tomllib.loads(text)
+    assert told(Training(**recipe["unlearner"]["training"])) == (10, 256, lr, "sgd", 0.9, 5e-4)
+    assert recipe.get("weighting", {"retain_weight": 1.0}) == {"retain_weight": 1.0}  # random-label has it anyway
 
 
 def test_training_of_the_continual_lineage() -> None:

@@ -10,6 +10,7 @@ import torch
 from vu_baselines.boundary_expand import BoundaryExpand
 from vu_baselines.boundary_shrink import BoundaryShrink
 from vu_baselines.fine_tune import FineTune
+from vu_baselines.fine_tune_prune import FineTunePrune
 from vu_baselines.fisher_noise import FisherNoise
 from vu_baselines.gradient_ascent import GradientAscent, NegGradPlus
 from vu_baselines.head_mask import HeadMask
@@ -66,6 +67,14 @@ class TestRetrain(OfClassifier):
 class TestL1Sparse(OfClassifier):
     __test__ = True
     plugin = L1Sparse
+    axes = ONE_SIDED
+    tested_elsewhere = ("batch_norm",)
+
+
+class TestFineTunePrune(OfClassifier):
+    __test__ = True
+    plugin = FineTunePrune
+    settings = {"training": Training(epochs=3, batch_size=4, lr=1e-2), "every": 1}  # prunes after steps 2 and 4
     axes = ONE_SIDED
     tested_elsewhere = ("batch_norm",)
 

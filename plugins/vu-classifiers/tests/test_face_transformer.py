@@ -144,6 +144,14 @@ def test_the_margin_of_cosface() -> None:
     assert torch.allclose(found, 64 * torch.tensor([[0.25, 0.8, 0.28], [0.0, -1.35, -0.8]]), atol=1e-4)
 
 
+def test_a_feature_along_its_row_has_a_gradient() -> None:
+    head = head_of("arcface", margin=0.5)
+    along = head.weight.detach()[:1].clone().requires_grad_()
+    head.with_margin(along, torch.tensor([0])).sum().backward()
+    assert along.grad is not None
+    assert torch.isfinite(along.grad).all()
+
+
 def test_the_margin_of_arcface() -> None:
     """The angle grows by m; where it would pass pi, the cosine falls by m sin m instead."""
     found = head_of("arcface", margin=0.5).with_margin(H, LABELS)

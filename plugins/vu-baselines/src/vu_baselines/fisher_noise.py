@@ -36,8 +36,9 @@ class FisherNoiseConfig:
     )
     variant: str = setting(
         "paper",
-        help="paper: one rule for all weights; parity: at most 1e-3, and 10 times that on tensors whose last dimension is K; "
-        "fisher_new: variances averaged over inputs, more on the head, rows of forgotten classes drawn anew",
+        help="paper: one rule for all weights; parity: at most 1e-3, and 10 times the noise on tensors whose last "
+        "dimension is K; fisher_new: variances averaged over inputs, more on the head, rows of forgotten classes drawn "
+        "anew",
         choices=("paper", "parity", "fisher_new"),
     )
 
@@ -54,10 +55,11 @@ class FisherNoise:
         p       <- p + sigma_p * N(0, 1)
 
     Noise as large as the weights themselves leaves nothing of them; more would only blow activations up.
-    ``variant = "parity"`` has ``s = 1e-3`` and multiplies sigma by 10 where the last dimension of a tensor is K, the
-    number of classes. The variant ``fisher_new`` has instead, per tensor, ``v_p = alpha * min(1 / (F_p + 1e-8), 1e3)`` (1e2 in the head), its
-    mean over the second dimension where there is one, and in the head's rows of classes that are forgotten as a whole
-    ``v = 1e-4`` and a mean of 0; then v times 10 in the head and in vectors, and ``p <- mean + sqrt(v) * N(0, 1)``.
+    ``variant = "parity"`` has ``s = 1e-3`` and multiplies sigma by 10 where the last dimension of a tensor is K,
+    the number of classes. The variant ``fisher_new`` has instead, per tensor, ``v_p = alpha * min(1 / (F_p + 1e-8),
+    1e3)`` (1e2 in the head), its mean over the second dimension where there is one, and in the head's rows of
+    classes that are forgotten as a whole ``v = 1e-4`` and a mean of 0; then v times 10 in the head and in vectors,
+    and ``p <- mean + sqrt(v) * N(0, 1)``.
 
     F is the run's attribution, by default `fisher` on the retain side. Nothing is trained.
 

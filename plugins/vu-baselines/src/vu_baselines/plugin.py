@@ -66,6 +66,13 @@ def vu_register_unlearners(register: Register) -> None:
         axes=("parameters", "regularizer"),
     )
     register(
+        "fine-tune-prune",
+        "vu_baselines.fine_tune_prune:FineTunePrune",
+        summary="fine-tuning that zeroes the smallest weights, ever more of them",
+        needs=("classify",),
+        axes=("parameters", "regularizer"),
+    )
+    register(
         "rehearsal",
         "vu_baselines.rehearsal:Rehearsal",
         summary="fine-tuning on a few examples of each class that is kept",
@@ -172,3 +179,14 @@ def vu_register_regularizers(register: Register) -> None:
         "vu_baselines.mas:MasAnchor",
         summary="weights stay near those of before, by how much the answers to retain examples depend on them",
     )
+
+
+@hookimpl
+def vu_register_recipes(register: Register) -> None:
+    """Name the published settings for classifiers of those methods whose own are for Stable Diffusion."""
+    for method in ("random-label", "salun"):
+        register(
+            f"torch-module-{method}",
+            f"vu_baselines:recipes/torch-module-{method}.toml",
+            summary=f"{method} on classifiers",
+        )

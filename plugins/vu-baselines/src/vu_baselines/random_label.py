@@ -92,8 +92,9 @@ class RandomLabel:
     Dropout is off and batch norm keeps its statistics.
 
     Args:
-        config: see `RandomLabelConfig`. The values are those for Stable Diffusion. For classifiers the paper has
-            ``epochs = 10``, ``optimizer = "sgd"``, ``lr = 0.01``, ``weight_decay = 5e-4``, ``batch_size = 256``.
+        config: see `RandomLabelConfig`. The values are those for Stable Diffusion. The recipe for `torch-module`
+            has those of the paper for classifiers: ``epochs = 10``, ``optimizer = "sgd"``, ``lr = 0.01``,
+            ``weight_decay = 5e-4``, ``batch_size = 256``.
 
     Example:
         >>> RandomLabel(RandomLabelConfig(relabel="next")).config.relabel

@@ -50,9 +50,9 @@ class SalUn:
         l = mean(((1 + w) eps(z_t, t, c) - w eps(z_t, t, "") - y)^2)                y: noise or velocity
 
     Args:
-        config: see `SalUnConfig`. The values are those for Stable Diffusion. For classifiers the paper has ``epochs =
-            10``, ``optimizer = "sgd"``, ``lr = 0.013``, ``weight_decay = 5e-4``, ``batch_size = 256`` and equal weights
-            of both losses.
+        config: see `SalUnConfig`. The values are those for Stable Diffusion. The recipe for `torch-module` has those of
+            the paper for classifiers: ``epochs = 10``, ``optimizer = "sgd"``, ``lr = 0.013``, ``weight_decay = 5e-4``,
+            ``batch_size = 256`` and equal weights of both losses.
 
     Example:
         >>> SalUn(SalUnConfig(base_method="fade")).config.base_method

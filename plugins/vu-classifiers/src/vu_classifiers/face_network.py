@@ -112,7 +112,8 @@ class CosineHead(nn.Module):
         if self.kind == "cosface":
             less = true - m
         else:
-            sine = (1 - true.square()).clamp_min(0).sqrt()
+            # The slope of the root is infinite at 0, where a feature points exactly along its row.
+            sine = (1 - true.square()).clamp_min(torch.finfo(true.dtype).eps).sqrt()
             turned = true * math.cos(m) - sine * math.sin(m)  # cos(angle + m)
             less = torch.where(true > -math.cos(m), turned, true - m * math.sin(m))
         return self.scale * cosines.scatter(1, labels[:, None], less)

@@ -92,10 +92,15 @@ class Continual:
         if n0 + p > K or last <= m:
             raise ConfigError(
                 "VU-C160",
-                f"The data has {K} classes; {N} tasks of {p} and {m} missing ones leave {last - m} classes with "
-                f"examples that the last task retains"
-                + (f", and sequence.retain + classes_per_task is {n0 + p}." if n0 + p > K else "."),
-                "Use fewer tasks, fewer classes per task or fewer missing ones, so that at least one is left.",
+                f"The data has {K} classes, but "
+                + (
+                    f"the first task retains {n0} and forgets {p}, which are {n0 + p}."
+                    if n0 + p > K
+                    else f"{N} tasks of {p}, {m} missing classes and one more that the last task retains with examples "
+                    + (f"are {N * p + m + 1}." if n0 == K - p else f"do not fit into the {n0 + p} of the first task.")
+                ),
+                "Use fewer tasks, fewer classes per task or fewer missing ones"
+                + ("." if config.retain is None else ", or another sequence.retain."),
                 where="sequence",
             )
         return n0

@@ -58,7 +58,7 @@ class GsLoraPlusPlus:
         L_retain += g_r * mean d(x_r)
 
     Prototypes are computed once per task, over exactly the images that the run trains on. Features and logits come out
-    of one pass. ``g_r`` is 0 in every published setting. d depends on the scale of the features, so ``BND_pro`` must be
+    of one pass. ``g_r`` is 0 in every released command. d depends on the scale of the features, so ``BND_pro`` must be
     chosen for each model.
 
     Args:

@@ -162,11 +162,7 @@ def group_facts(norms: Sequence[GroupNorm], kind: str) -> dict[str, Any]:
 
 
 def pruned(edit: Edit, norms: Sequence[GroupNorm]) -> Edit:
-    """Return the edit with the change of its zero groups made exactly zero: ``B = 0``, other parts taken out.
-
-    Raises:
-        KeyError: never for norms of this edit.
-    """
+    """Return the edit with the change of its zero groups made exactly zero: ``B = 0``, other parts taken out."""
     zero = set(zero_names(norms))
     names = {name for group in norms if group.name in zero for name in group.weights}
     parts: dict[str, Any] = {}

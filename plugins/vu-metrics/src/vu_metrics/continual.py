@@ -70,7 +70,8 @@ class Continual:
     h_star                 H of forgetting all and losing nothing, ``2 a b / (a + b)`` with the accuracies a on what
                            stays and b on what is forgotten of the pre-trained model: no quality of the edit
     zero_group_ratio       share of groups of the edit that are zero, as its method says; else absent
-    tunable_ratio          numbers of the edit, low-rank factors as they are, over those of the model
+    tunable_ratio          numbers that were trained, as the method says, else those of the edit with low-rank
+                           factors as they are, over those of the model
     =====================  =========================================================================
 
     The published tables subtract from the accuracy of the original, pre-trained model, on which no task has run yet;

@@ -67,8 +67,8 @@ class HeadRecovery:
     ==============================  ==================================================================
 
     An edit whose recovery is that of head masking has left the class in the features. A model that never saw the class
-    recovers it too, as far as its features are of use: name one with ``measure.reference``. Without rows of its own, as
-    where a random part is forgotten, there is no head to mask, and only the first two are told.
+    recovers it too, as far as its features are of use: name one with ``measure.reference``. Where every class of
+    the forget images also stays, there are no rows to mask, and the masked ones are not told.
 
     Intervals, 95 %: Wilson, Newcombe's method 10 for the paired change.
 
