@@ -254,10 +254,25 @@ def test_pruning_zeroes_what_is_nearly_zero(unlearn):
     assert edit_digest(usual) != edit_digest(cut)
 
 
+def test_pruning_tells_what_it_does_to_accuracies(unlearn, monkeypatch):
+    """Here every group is pruned, which takes all forgetting back."""
+    monkeypatch.setattr("vu_gs_lora.gs_lora.pruned", lambda edit, norms: attrs.evolve(edit, parts={}))
+    training = Training(steps=60, batch_size=4, lr=5e-2)
+    edit, model, data = unlearn(GsLora, prune="hard", training=training, bound=0.1, forget_weight=1e-3)
+    told = edit.facts["pruning"]
+    assert set(told) == {"forget", "retain", "validation_forget", "validation_retain"}
+    right = model.logits(data.retain.tensors["pixels"]).argmax(1) == data.retain.tensors["label"]
+    assert told["retain"][1] == right.float().mean().item()
+    assert told["retain"][0] > told["retain"][1]
+    assert "pruning" not in unlearn(GsLora)[0].facts
+
+
 def test_pruning_leaves_the_others_alone(unlearn):
     usual, cut = (unlearn(GsLora, prune=prune)[0] for prune in ("none", "hard"))
     assert cut.facts["groups"]["zero"] == []
-    assert edit_digest(usual) == edit_digest(cut)
+    assert all(before == after for before, after in cut.facts["pruning"].values())
+    assert usual.parts.keys() == cut.parts.keys()
+    assert all(torch.equal(usual.parts[name].B, part.B) for name, part in cut.parts.items())
 
 
 def test_retain_side_decides_the_length_of_an_epoch(tmp_path):

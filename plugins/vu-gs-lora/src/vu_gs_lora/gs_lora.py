@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vu_core import Batch, Classifier, ConfigError, Edit, ForgetRetain, Model, PlanError, Run, Source, Theta, setting
 from vu_core.training import Schedule, Training, fit, steps_per_epoch, value_at
+from vu_gs_lora.accuracy import accuracies
 from vu_gs_lora.answers import Answer, answers
 from vu_gs_lora.averaging import AverageConfig, EpochAverage
 from vu_gs_lora.group_lasso import GroupLasso
@@ -70,7 +71,9 @@ class GsLoraConfig:
     ema_start: int = setting(30, help="with ema: epoch, from 0, after which the average begins", ge=0)
     ema_decay: float = setting(0.9, help="with ema: share of the average that an epoch leaves", ge=0, le=1)
     prune: str = setting(
-        "none", help="hard: set B = 0 in groups that are functionally zero at the end", choices=("none", "hard")
+        "none",
+        help="hard: set B = 0 in groups that are functionally zero at the end, and tell what that does to accuracies",
+        choices=("none", "hard"),
     )
 
 
@@ -90,7 +93,8 @@ class GsLora:
     ``training.accumulation`` or several processes the mean that meets the bound is that of each portion.
 
     The facts of the edit tell the norms of its groups, which of them are zero, and the share of the model that was
-    tuned; see `vu_gs_lora.zero_groups`.
+    tuned; see `vu_gs_lora.zero_groups`. With ``prune = "hard"`` they tell ``pruning``: per side of the training and of
+    the validation examples the top-1 accuracy before and after.
 
     Args:
         config: see `GsLoraConfig`. The values are those for 4 tasks with all training images, but for the bound, which
@@ -160,7 +164,7 @@ def forget_classes(
         edit = theta.edit()
     finally:
         theta.detach()
-    return _with_facts(edit, model, run, config, weights, tuned)
+    return _with_facts(edit, model, data, run, config, weights, tuned)
 
 
 def _targets(model: Model, position: str) -> tuple[str, ...]:
@@ -192,14 +196,25 @@ def _shrink_a(theta: Theta, task: int) -> None:
         factor.mul_(RESCALE)
 
 
-def _with_facts(edit: Edit, model: Model, run: Run, config: GsLoraConfig, weights: Collection[str], tuned: int) -> Edit:
+def _with_facts(
+    edit: Edit,
+    model: Model,
+    data: ForgetRetain,
+    run: Run,
+    config: GsLoraConfig,
+    weights: Collection[str],
+    tuned: int,
+) -> Edit:
     """Return the edit with what is known about its groups, pruned if the settings say so."""
+    pruning: dict[str, Any] = {}
     kind = next((lasso.config.groups for lasso in run.regularizers if isinstance(lasso, GroupLasso)), "block")
     norms = group_norms(edit, model.network, blocks_of(model), kind, weights)
     if config.prune == "hard":
-        edit = pruned(edit, norms)
+        whole, edit = edit, pruned(edit, norms)
+        before, after = (accuracies(cast(Classifier, model), data, run, each) for each in (whole, edit))
+        pruning = {"pruning": {name: [before[name], after[name]] for name in before}}
         norms = group_norms(edit, model.network, blocks_of(model), kind, weights)
-    facts = {"groups": group_facts(norms, kind), **tuned_facts(tuned, model.network)}
+    facts = {"groups": group_facts(norms, kind), **pruning, **tuned_facts(tuned, model.network)}
     return attrs.evolve(edit, facts={**edit.facts, **facts})
 
 

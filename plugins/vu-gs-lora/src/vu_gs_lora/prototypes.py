@@ -32,7 +32,7 @@ def class_prototypes(model: Model, data: ForgetRetain, run: Run) -> Tensor:
     """
     classifier = cast(Classifier, model)
     total, count = None, torch.zeros(len(classifier.classes), dtype=torch.float64, device=run.device)
-    for batch in (batch for table in (data.forget, data.retain) for batch in _batches(table, run)):
+    for batch in (batch for table in (data.forget, data.retain) for batch in batches_of(table, run)):
         features, labels = classifier.features(classifier.images(batch)).double(), classifier.labels(batch)
         total = features.new_zeros(len(count), features.shape[1]) if total is None else total
         total.index_add_(0, labels, features)
@@ -41,7 +41,8 @@ def class_prototypes(model: Model, data: ForgetRetain, run: Run) -> Tensor:
     return means.float()
 
 
-def _batches(table: Examples, run: Run) -> Iterator[Batch]:
+def batches_of(table: Examples, run: Run) -> Iterator[Batch]:
+    """Yield all rows of a table in order, 256 at a time."""
     for first in range(0, len(table), IMAGES_AT_ONCE):
         rows = tuple(range(first, min(first + IMAGES_AT_ONCE, len(table))))
         yield Batch(table, rows, step=0, positions=rows, draws=run, device=torch.device(run.device))

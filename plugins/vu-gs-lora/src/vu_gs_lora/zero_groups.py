@@ -141,8 +141,8 @@ def group_facts(norms: Sequence[GroupNorm], kind: str) -> dict[str, Any]:
     """Return what an edit tells about its groups, as JSON values.
 
     The keys: ``kind``; ``names``, ``norms`` (n_g) and ``functional_norms`` (f_g), each one entry per group; ``zero``
-    and ``kept``, names by the functional criterion; ``tau_functional`` and ``tau_absolute``; ``zero_group_ratio`` and,
-    by the other criteria, ``zero_group_ratio_absolute`` and ``zero_group_ratio_relative``.
+    and ``kept``, names by the functional criterion; ``tau_functional``, ``tau_absolute`` and ``tau_relative``;
+    ``zero_group_ratio`` and, by the other criteria, ``zero_group_ratio_absolute`` and ``zero_group_ratio_relative``.
     """
     zero = zero_names(norms)
     count = max(1, len(norms))
@@ -155,6 +155,7 @@ def group_facts(norms: Sequence[GroupNorm], kind: str) -> dict[str, Any]:
         "kept": [group.name for group in norms if group.name not in zero],
         "tau_functional": TAU_FUNCTIONAL,
         "tau_absolute": TAU_ABSOLUTE,
+        "tau_relative": TAU_RELATIVE,
         "zero_group_ratio": len(zero) / count,
         "zero_group_ratio_absolute": len(zero_names(norms, "absolute")) / count,
         "zero_group_ratio_relative": len(zero_names(norms, "relative")) / count,
