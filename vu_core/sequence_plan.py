@@ -110,6 +110,8 @@ def understand(raw: RawConfig, plugins: Plugins) -> Chain:
             "Take --forget, or data.forget, out.",
             where=raw.origins.get("data.forget", "data.forget"),
         )
+    if _table(base, "run").get("task"):  # a sequence.toml has the 0 of its first run
+        raise _wrong_task("run.task", "is set by the sequence for every run")
     listed = raw.values.get("tasks")
     choice, settings, origins = _chosen(raw, plugins, needed=listed is None)
     base = _with_metrics(base, choice, plugins)
@@ -222,6 +224,9 @@ def _listed(listed: Any) -> tuple[tuple[SequenceTask, ...], tuple[Mapping[str, A
                 raise _wrong_task(f"{place}.{key}", f"is written as {place}.{WRITTEN_AS[key]}")
         further |= {"data.overwrite": tuple(table["overwrite"])} if table.get("overwrite") else {}
         texts = {key: tuple(table.get(key, ())) for key in ("forget", "leave_out", "missing")}
+        both = [text for text in texts["missing"] if text in texts["forget"]]
+        if both:
+            raise _wrong_task(f"{place}.missing", f"names {both[0]}, which the task forgets, and so does not retain")
         tasks.append(SequenceTask(**texts, name=table.get("name", "")))
         overrides.append(further)
     return tuple(tasks), tuple(overrides)
@@ -234,12 +239,16 @@ def _wrong_task(key: str, problem: str) -> ConfigError:
 
 
 def _with_earlier(tasks: Sequence[SequenceTask], subset: SubsetSettings) -> tuple[SequenceTask, ...]:
-    """Add what earlier tasks forget, and what ``[subset]`` itself names, to what is kept out of training in a task."""
+    """Add what earlier tasks forget, and what ``[subset]`` itself names, to what is kept out of training in a task.
+
+    What is forgotten is no longer among the classes that ``[subset]`` retains without training images.
+    """
     found, earlier = [], list(subset.leave_out)
     for task in tasks:
         together = dict.fromkeys([*earlier, *task.leave_out])
         left_out = tuple(text for text in together if text not in task.forget)
-        missing = tuple(dict.fromkeys([*subset.missing, *task.missing]))
+        retained = [text for text in subset.missing if text not in (*left_out, *task.forget)]
+        missing = tuple(dict.fromkeys([*retained, *task.missing]))
         found.append(attrs.evolve(task, leave_out=left_out, missing=missing))
         earlier += task.forget
     return tuple(found)

@@ -70,3 +70,25 @@ def test_settings_of_a_metric_that_the_sequence_names(plugins: Plugins) -> None:
         planned(plugins, {"metric.continual.max_acc_g": 0.25})
     with pytest.raises(ConfigError, match=r"metric\.mia is not measured"):
         planned(plugins, {"metric.mia.seed": 1})
+
+
+def test_the_number_of_a_task_is_the_sequences_own(plugins: Plugins) -> None:
+    with pytest.raises(ConfigError, match=r"run\.task is set by the sequence for every run") as caught:
+        planned(plugins, {"run.task": 2})
+    assert caught.value.code == "VU-C159"
+
+
+def test_a_class_is_missing_until_it_is_forgotten(plugins: Plugins) -> None:
+    settings = {"sequence.tasks": 4, "sequence.classes_per_task": 20}
+    second = planned(plugins, settings).tasks[1].forget[0]
+    tasks = planned(plugins, {**settings, "subset.missing": [second]}).tasks
+    assert [second in task.missing for task in tasks] == [True, False, False, False]
+
+
+def test_a_task_does_not_retain_what_it_forgets(plugins: Plugins, place: Path) -> None:
+    file = place / "sequence.toml"
+    task = '[[tasks]]\nforget = ["object:star+style:neon"]\nmissing = ["object:star+style:neon"]\n'
+    file.write_text('[run]\nseed = 1\n[model]\nname = "canvas-vit"\n[data]\nname = "canvas"\n' + task)
+    with pytest.raises(ConfigError, match="which the task forgets") as caught:
+        sequence.dry_run(read(file, []), plugins=plugins)
+    assert (caught.value.code, caught.value.where) == ("VU-C159", "tasks[0].missing")

@@ -13,7 +13,7 @@ RECIPES = (
     "munba",
     "esd",
 )
-VIT_RECIPES = ("gs-lora", "gs-lora-plus-plus")
+VIT_RECIPES = ("gs-lora", "gs-lora-plus-plus", "random-label", "salun")
 
 
 @hookimpl
