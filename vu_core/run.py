@@ -57,7 +57,8 @@ class Run:
         data_digest, base_hash: content keys for caches.
         edit: the edit that the model carries while a metric observes it after unlearning; ``None`` elsewhere.
         task: number of the task in its sequence, from 0; 0 for a run of its own.
-        enter_pretrained: what `pretrained` enters; ``None`` when the model carries no earlier edits.
+        earlier: what enters the model with its first 0, 1, ... earlier edits, up to all but the newest; empty when it
+            carries none. The first is what `pretrained` enters.
         fitting: steps, and steps of an epoch, of the `fit` that prepares a regularizer; ``None`` elsewhere.
         attached: what `parameterise` has put on the model and `release` takes off again.
     """
@@ -81,7 +82,7 @@ class Run:
     report: Report = attrs.field(factory=Report)
     edit: Edit | None = None
     task: int = 0
-    enter_pretrained: Callable[[], AbstractContextManager[None]] | None = None
+    earlier: tuple[Callable[[], AbstractContextManager[None]], ...] = ()
     fitting: tuple[int, int] | None = None
     attached: list[Theta] = attrs.field(factory=list)
 
@@ -150,7 +151,7 @@ class Run:
         Call it inside ``theta.base()``, or while nothing is attached. For teachers and prototypes of the original
         model in a sequence of tasks; where the model carries no earlier edits, it changes nothing.
         """
-        return nullcontext() if self.enter_pretrained is None else self.enter_pretrained()
+        return self.earlier[0]() if self.earlier else nullcontext()
 
     def unlearner(self, name: str, **settings: Any) -> Unlearner[Any]:
         """Return another unlearner by name, for methods that wrap one (``base_method``)."""

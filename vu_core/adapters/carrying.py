@@ -44,6 +44,7 @@ class Carried:
             for name, part in edit:
                 check_fits(network, name, part)
         self.network = network
+        self._edits = tuple(edits)
         self._changed: dict[int, tuple[Tensor, Tensor]] = {}  # id of the new tensor -> (new, original)
         for edit in edits:
             for name, part in edit:
@@ -54,6 +55,33 @@ class Carried:
                 _, original = self._changed.pop(id(before), (before, before))
                 self._put({id(before): after})
                 self._changed[id(after)] = (after, original)
+
+    def __len__(self) -> int:
+        """How many edits the network carries."""
+        return len(self._edits)
+
+    @contextmanager
+    def earlier(self, count: int) -> Iterator[None]:
+        """Let the network compute with its first ``count`` edits alone while entered, as it was after that many tasks.
+
+        Raises:
+            RuntimeError: as `pretrained`.
+
+        Example:
+            >>> import torch
+            >>> from vu_core.edit import Replace
+            >>> network = nn.Sequential(nn.Linear(1, 1))
+            >>> carried = Carried(network, [Edit({"0.bias": Replace(torch.full((1,), x))}) for x in (1.0, 2.0)])
+            >>> with carried.earlier(1):
+            ...     network[0].bias.item()
+            1.0
+        """
+        with self.pretrained():
+            first = Carried(self.network, self._edits[:count])
+            try:
+                yield
+            finally:
+                self._put({id(new): original for new, original in first._changed.values()})
 
     @contextmanager
     def pretrained(self) -> Iterator[None]:

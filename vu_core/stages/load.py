@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def load(
         model: Model = chosen_model.load(device=config.run.device, precision=config.run.precision)
     dataset: Dataset[Any] = _instance(config.data, with_ref=True)
     run = _run(plan, plugins, folder, emit, entries, model)
-    run.enter_pretrained = _carry(plan, model)
+    run.earlier = _carry(plan, model)
     run.resuming = resuming
     method: Unlearner[Any] = _instance(config.unlearner)
     data = None
@@ -77,17 +78,16 @@ def load(
     return Bench(plan, model, dataset, method, metrics, run, data, entries)
 
 
-def _carry(plan: Plan, model: Model) -> Callable[[], AbstractContextManager[None]] | None:
-    """Merge ``model.edits`` into the model; return the way to look at it without them.
+def _carry(plan: Plan, model: Model) -> tuple[Callable[[], AbstractContextManager[None]], ...]:
+    """Merge ``model.edits`` into the model; return the ways to look at it with the first 0, 1, ... of them alone.
 
     Raises:
         EditError: one cannot be read (``VU-E031``, ``VU-E032``, ``VU-E034``) or does not fit (``VU-E054``).
     """
     from vu_core.adapters import Carried, load_edit
 
-    if not plan.config.edits:
-        return None
-    return Carried(model.network, [load_edit(Path(edit.path)) for edit in plan.config.edits]).pretrained
+    carried = Carried(model.network, [load_edit(Path(edit.path)) for edit in plan.config.edits])
+    return tuple(partial(carried.earlier, count) for count in range(len(carried)))
 
 
 def _no_examples() -> ForgetRetain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from vu_baselines.ewc import EwcAnchor, EwcAnchorConfig
 from vu_baselines.l2 import L2Anchor, L2AnchorConfig
 from vu_baselines.mas import MasAnchor, MasAnchorConfig
 from vu_core import Edit, Examples, ForgetRetain, PlanError, Replace
-from vu_core.adapters import Full, FullConfig, Lora, LoraConfig, apply_edit
+from vu_core.adapters import Carried, Full, FullConfig, Lora, LoraConfig, apply_edit
 from vu_core.testing import ToyClassifier
 from vu_core.testing.toy_denoiser import ToyDenoiser
 
@@ -168,7 +169,7 @@ def edited(make_run):
         with apply_edit(model.network, Edit({"classifier.hidden.bias": Replace(original)})):
             yield
 
-    run.enter_pretrained = pretrained
+    run.earlier = (pretrained,)
     return model, run
 
 
@@ -179,6 +180,24 @@ def test_in_a_sequence_the_model_of_the_files_is_an_anchor_too(edited, images):
     theta.detach()
     newest, theta = prepared(L2Anchor, L2AnchorConfig(strength=1.0, online=True), model, images, run)
     assert newest.penalty().item() == 0
+
+
+def test_every_earlier_model_is_an_anchor(images, make_run):
+    """Three edits that add 1 to eight biases each: the models of before are 3, 2 and 1 away from the start."""
+    model, run = ToyClassifier(), make_run()
+    bias = model.network.get_parameter("classifier.hidden.bias")
+    edits = [Edit({"classifier.hidden.bias": Replace(bias.detach() + n)}) for n in (1.0, 2.0, 3.0)]
+    carried = Carried(model.network, edits)
+    run.earlier = tuple(partial(carried.earlier, count) for count in range(len(carried)))
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    penalties = {}
+    for online in (False, True):
+        config = L2AnchorConfig(strength=1.0, online=online)
+        regularizer, theta = prepared(L2Anchor, config, model, images, run)
+        penalties[online] = regularizer.penalty().item()
+        theta.detach()
+    assert penalties == {False: pytest.approx(8 * (9 + 4 + 1)), True: 0.0}
+    assert all(torch.equal(before[name], p) for name, p in model.network.named_parameters())
 
 
 @pytest.mark.parametrize(("kind", "config"), ALL[1:])

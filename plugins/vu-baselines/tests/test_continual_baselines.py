@@ -171,7 +171,7 @@ def edited(make_run):
         with apply_edit(model.network, Edit({"classifier.fc.weight": Replace(original)})):
             yield
 
-    run.enter_pretrained = pretrained
+    run.earlier = (pretrained,)
     return model, run
 
 
@@ -193,7 +193,7 @@ def test_another_teacher_gives_another_edit(method, config, edited, images, make
     model, run = edited
     edits = []
     for who in ("pretrained", "task-start"):
-        once = make_run(enter_pretrained=run.enter_pretrained)
+        once = make_run(earlier=run.earlier)
         edits.append(edit_digest(method(config(teacher=who)).unlearn(model, images, once)))
     assert edits[0] != edits[1]
 

@@ -166,7 +166,7 @@ def test_a_deposit_that_was_interrupted_ends_as_one_that_was_not(images, make_ru
 
 
 def test_a_deposit_on_earlier_edits_is_refused(images, make_run):
-    run = make_run(training=QUICK, enter_pretrained=lambda: None)
+    run = make_run(training=QUICK, earlier=(lambda: None,))
     with pytest.raises(PlanError) as caught:
         Lirf(LirfConfig(deposit=True)).unlearn(TwoBlocks(), images, run)
     assert caught.value.code == "VU-L124"
@@ -193,6 +193,6 @@ def test_another_teacher_gives_another_edit(images, make_run):
     for who in ("pretrained", "task-start"):
         model, original, run = TwoBlocks(), ToyClassifier(weights_seed=3), make_run(training=QUICK)
         parts = {name: Replace(tensor.clone()) for name, tensor in original.network.named_parameters()}
-        run.enter_pretrained = lambda model=model, parts=parts: apply_edit(model.network, Edit(parts))
+        run.earlier = (lambda model=model, parts=parts: apply_edit(model.network, Edit(parts)),)
         edits.append(edit_digest(Lirf(LirfConfig(teacher=who)).unlearn(model, images, run)))
     assert edits[0] != edits[1]

@@ -159,7 +159,7 @@ def test_another_teacher_gives_another_edit(images, make_run):
         model, original = ToyClassifier(), ToyClassifier(weights_seed=3)
         run = make_run()
         parts = {name: Replace(tensor.clone()) for name, tensor in original.network.named_parameters()}
-        run.enter_pretrained = lambda model=model, parts=parts: apply_edit(model.network, Edit(parts))
+        run.earlier = (lambda model=model, parts=parts: apply_edit(model.network, Edit(parts)),)
         config = ScrubConfig(teacher=who, distillation=1.0, inner_epochs=1, max_epochs=1)
         edits.append(edit_digest(Scrub(config).unlearn(model, images, run)))
     assert edits[0] != edits[1]

@@ -168,7 +168,7 @@ def test_prototypes_are_those_of_the_original_model_unless_asked(unlearn, tmp_pa
 
     settings = {"model": model, "prototype_forget_weight": 5.0}
     plain = [
-        edit_digest(unlearn(GsLoraPlusPlus, **settings, enter_pretrained=within, prototype_source=source)[0])
+        edit_digest(unlearn(GsLoraPlusPlus, **settings, earlier=(within,), prototype_source=source)[0])
         for within, source in (
             (None, "pretrained"),
             (None, "task-start"),

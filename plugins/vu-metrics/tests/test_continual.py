@@ -135,7 +135,7 @@ def test_the_pretrained_model_is_asked_without_earlier_edits(run: Run) -> None:
         with torch.no_grad():
             weight.copy_(carried)
 
-    run.enter_pretrained = pretrained
+    run.earlier = (pretrained,)
     found = METRIC.observe(model, toy_evaluation(run, "colour:red", unseen=2), run)
     assert found["unseen_forget"] == [0] * 4
     assert found["pretrained"] == [1] * 4

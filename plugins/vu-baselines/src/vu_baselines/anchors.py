@@ -47,27 +47,30 @@ class Anchors:
     _theta: Theta | None = None
 
     def measure(self, model: Model, theta: Theta, run: Run, importance: Importance, *, online: bool) -> None:
-        """Set the anchors: the model of the files, then the model at the start of the run; call it in ``theta.base()``.
+        """Set the anchors: the model of the files and after each earlier edit; call it in ``theta.base()``.
 
-        Where the model carries no earlier edits, both are one.
+        The newest of them is the model at the start of the run, the only one where there are no earlier edits.
 
         Args:
             model: as it is at the start of the run.
             theta: what is trained.
-            run: gives the model of the files.
+            run: gives the earlier models.
             importance: measures a model.
             online: keep the newest anchor alone.
         """
         self._theta = theta
         start = Anchor(importance())
         self._anchors = (start,)
-        if online or run.enter_pretrained is None:
+        if online:
             return
         names = [name for name, _ in theta.named_deltas()]
         here = {name: model.network.get_parameter(name).detach().clone() for name in names}
-        with run.pretrained():
-            away = {name: value - model.network.get_parameter(name).detach() for name, value in here.items()}
-            self._anchors = (Anchor(importance(), away), start)
+        earlier = []
+        for enter in run.earlier:
+            with enter():
+                away = {name: value - model.network.get_parameter(name).detach() for name, value in here.items()}
+                earlier.append(Anchor(importance(), away))
+        self._anchors = (*earlier, start)
 
     def penalty(self) -> Tensor:
         """Return the sum, a scalar."""
@@ -96,4 +99,4 @@ class Anchors:
             index, kind, name = key.split(".", 2)
             kept.setdefault(index, {}).setdefault(kind, {})[name] = tensor.to(device)
         self._theta = theta
-        self._anchors = tuple(Anchor(**kept[index]) for index in sorted(kept, reverse=True))
+        self._anchors = tuple(Anchor(**kept[index]) for index in sorted(kept, key=int, reverse=True))

@@ -46,7 +46,7 @@ class EwcAnchor:
         F_i = 1/N sum_n (d l_n / d theta_i)^2
         R   = lambda / 2 * sum_j sum_i F_ji (theta_i - theta*_ji)^2
 
-    over the anchors ``theta*_j``: the model of the files and, in a sequence, the model at the start of the task. F is
+    over the anchors ``theta*_j``: the model of the files and, in a sequence, the model after each earlier task. F is
     measured at each anchor, on the retain examples of this task.
 
     Args:
@@ -62,7 +62,8 @@ class EwcAnchor:
     Deviates:
         Released code of GS-LoRA (``variant = "parity"``): ``F_i = B/M sum_b (d mean_b l / d theta_i)^2`` over M batches
         of B, in which opposed gradients cancel, and ``lambda`` in place of ``lambda / 2``; from the second task on it
-        reads all examples, here always those of the training. Of a sequence the first and the newest anchor are kept.
+        reads all examples, here always those of the training; F of an anchor is measured once, on what its own task
+        retains.
     """
 
     Config: ClassVar[type[EwcAnchorConfig]] = EwcAnchorConfig

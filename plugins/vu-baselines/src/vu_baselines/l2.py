@@ -30,7 +30,7 @@ class L2AnchorConfig:
 class L2Anchor:
     """Penalise how far the weights moved from where they were.
 
-    With the anchors ``theta*_j``, the model of the files and, in a sequence, the model at the start of the task::
+    With the anchors ``theta*_j``, the model of the files and, in a sequence, the model after each earlier task::
 
         R = lambda * sum_j sum_i (theta_i - theta*_ji)^2
 
@@ -45,9 +45,6 @@ class L2Anchor:
 
     Source:
         The baseline L2 of GS-LoRA, Zhao et al. 2024, arXiv 2403.11530.
-
-    Deviates:
-        Of a sequence the first and the newest anchor are kept, not those of the tasks between.
     """
 
     Config: ClassVar[type[L2AnchorConfig]] = L2AnchorConfig

@@ -121,7 +121,7 @@ class Lirf:
         """
         config, classifier = self.config, as_classifier(model)
         middle, targets = halves(model, run, config.train_head)
-        if config.deposit and run.enter_pretrained is not None:
+        if config.deposit and run.earlier:
             raise PlanError(
                 "VU-L124",
                 "A deposit holds what the weights of the files lose, but the model carries earlier edits.",

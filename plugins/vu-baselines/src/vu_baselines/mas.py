@@ -50,7 +50,8 @@ class MasAnchor:
         Omega_i = 1/N sum_n |d ||z_n||^2 / d theta_i|
         R       = lambda * sum_j sum_i Omega_ji (theta_i - theta*_ji)^2
 
-    over the anchors ``theta*_j``: the model of the files and, in a sequence, the model at the start of the task.
+    over the anchors ``theta*_j``: the model of the files and, in a sequence, the model after each earlier
+    task, each with an Omega measured on the retain examples of this task.
 
     Args:
         config: see `MasAnchorConfig`.
@@ -65,7 +66,7 @@ class MasAnchor:
     Deviates:
         Released code of GS-LoRA (``variant = "parity"``): ``Omega_i = 1/M sum_b |d mean(z^2) / d theta_i|`` over M
         batches, the mean over examples and logits, in which opposed gradients cancel; where the head has a margin, it
-        is taken off the right class. Of a sequence the first and the newest anchor are kept.
+        is taken off the right class; an Omega is measured once, on what its own task retains.
     """
 
     Config: ClassVar[type[MasAnchorConfig]] = MasAnchorConfig
