@@ -81,7 +81,7 @@ class Carried:
             try:
                 yield
             finally:
-                self._put({id(new): original for new, original in first._changed.values()})
+                first._take_out()
 
     @contextmanager
     def pretrained(self) -> Iterator[None]:
@@ -90,11 +90,14 @@ class Carried:
         Raises:
             RuntimeError: trainable tensors have taken the place of the changed ones: call it inside ``theta.base()``.
         """
-        self._put({id(new): original for new, original in self._changed.values()})
+        self._take_out()
         try:
             yield
         finally:
             self._put({id(original): new for new, original in self._changed.values()})
+
+    def _take_out(self) -> None:
+        self._put({id(new): original for new, original in self._changed.values()})
 
     def _put(self, instead: dict[int, Tensor]) -> None:
         """Put tensors in the place of others, given by their ``id``, wherever these are held."""

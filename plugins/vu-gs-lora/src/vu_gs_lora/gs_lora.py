@@ -25,7 +25,7 @@ Term = Callable[[str, Answer], Tensor]
 """A further loss of a side, a scalar."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "weighting": {"name": "simple", "forget_weight": 1.0, "retain_weight": 1.0},
-    "parameters": {"name": "lora", "rank": 8, "alpha": 1.0, "init": "kaiming", "dropout": 0.0},
+    "parameters": {"name": "lora", "rank": 8, "alpha": 1.0, "init": "kaiming", "dropout": 0.0, "targets": ()},
     "regularizer": {"group-lasso": {"weight": 1e-4}},
 }
 
