@@ -30,7 +30,8 @@ def test_the_lasso_and_what_counts_as_zero() -> None:
 
 def test_both_methods_bring_adapter_sum_and_lasso() -> None:
     assert GsLora.defaults is GsLoraPlusPlus.defaults is DEFAULTS
-    assert DEFAULTS["parameters"] == {"name": "lora", "rank": 8, "alpha": 1.0, "init": "kaiming", "dropout": 0.0, "targets": ()}
+    lora = {"rank": 8, "alpha": 1.0, "init": "kaiming", "dropout": 0.0}
+    assert DEFAULTS["parameters"] == {"name": "lora", **lora, "targets": ()}
     assert DEFAULTS["weighting"] == {"name": "simple", "forget_weight": 1.0, "retain_weight": 1.0}
     assert DEFAULTS["regularizer"] == {"group-lasso": {"weight": 1e-4}}
 
