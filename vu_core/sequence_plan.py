@@ -224,9 +224,11 @@ def _listed(listed: Any) -> tuple[tuple[SequenceTask, ...], tuple[Mapping[str, A
                 raise _wrong_task(f"{place}.{key}", f"is written as {place}.{WRITTEN_AS[key]}")
         further |= {"data.overwrite": tuple(table["overwrite"])} if table.get("overwrite") else {}
         texts = {key: tuple(table.get(key, ())) for key in ("forget", "leave_out", "missing")}
-        both = [text for text in texts["missing"] if text in texts["forget"]]
-        if both:
-            raise _wrong_task(f"{place}.missing", f"names {both[0]}, which the task forgets, and so does not retain")
+        earlier = {text for task in tasks for text in task.forget}
+        for text in texts["missing"]:
+            if text in texts["forget"] or text in earlier:
+                who = "the task" if text in texts["forget"] else "an earlier task"
+                raise _wrong_task(f"{place}.missing", f"names {text}, which {who} forgets, and so does not retain")
         tasks.append(SequenceTask(**texts, name=table.get("name", "")))
         overrides.append(further)
     return tuple(tasks), tuple(overrides)

@@ -65,6 +65,10 @@ def test_numbers(config: Any, numbers: dict[str, Any]) -> None:
     assert {name: getattr(config, name) for name in numbers} == numbers
 
 
+REST = (0.0, "constant", "retain")
+"""No clipping, a learning rate that stays, and epochs over what is kept."""
+
+
 def told(training: Training) -> tuple[Any, ...]:
     return (
         training.epochs,
@@ -73,6 +77,9 @@ def told(training: Training) -> tuple[Any, ...]:
         training.optimizer,
         training.momentum,
         training.weight_decay,
+        training.max_grad_norm,
+        training.schedule,
+        training.epoch_of,
     )
 
 
@@ -80,9 +87,9 @@ def test_training_of_the_salun_lineage() -> None:
     """SGD with momentum 0.9 and decay 5e-4, batches of 256; ten passes at 0.01, or the training from the start."""
     configs = (FineTuneConfig, L1SparseConfig, FineTunePruneConfig, NegGradPlusConfig, BoundaryShrinkConfig)
     for config in (*(each() for each in configs), SalUnSoftConfig()):
-        assert told(config.training) == (10, 256, 0.01, "sgd", 0.9, 5e-4)
-    assert told(RehearsalConfig().training) == (50, 256, 0.01, "sgd", 0.9, 5e-4)
-    assert told(RetrainConfig().training) == (182, 256, 0.1, "sgd", 0.9, 5e-4)
+        assert told(config.training) == (10, 256, 0.01, "sgd", 0.9, 5e-4, *REST)
+    assert told(RehearsalConfig().training) == (50, 256, 0.01, "sgd", 0.9, 5e-4, *REST)
+    assert told(RetrainConfig().training) == (182, 256, 0.1, "sgd", 0.9, 5e-4, 0.0, "cosine", "retain")
     assert SalUnSoft.defaults["regularizer"] == {"soft-threshold": {"ratio": 0.5}}
 
 
@@ -91,7 +98,7 @@ def test_recipes_for_classifiers(method: str, lr: float) -> None:
     """Their own values are those for Stable Diffusion."""
     text = (files("vu_baselines") / f"recipes/torch-module-{method}.toml").read_text(encoding="utf-8")
     recipe = tomllib.loads(text)
-    assert told(Training(**recipe["unlearner"]["training"])) == (10, 256, lr, "sgd", 0.9, 5e-4)
+    assert told(Training(**recipe["unlearner"]["training"])) == (10, 256, lr, "sgd", 0.9, 5e-4, *REST)
     assert recipe.get("weighting", {"retain_weight": 1.0}) == {"retain_weight": 1.0}  # random-label has it anyway
 
 

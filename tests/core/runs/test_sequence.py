@@ -244,6 +244,11 @@ def test_a_seed_is_drawn_once_for_all_tasks(plugins: Plugins, place: Path) -> No
         ("[[tasks]]\nforget = ['sign:plus']\ndata.forget = ['axis:x']\n", "VU-C159", r"written as tasks\[0\].forget"),
         ("[[tasks]]\nforget = ['sign:plus']\nsubset.leave_out = ['axis:x']\n", "VU-C159", r"tasks\[0\].leave_out"),
         ("[[tasks]]\nforget = ['sign:plus']\nsubset.missing = ['axis:x']\n", "VU-C159", r"tasks\[0\].missing"),
+        (
+            "[[tasks]]\nforget = ['sign:plus']\n[[tasks]]\nforget = ['axis:x']\nmissing = ['sign:plus']\n",
+            "VU-C159",
+            "an earlier task forgets",
+        ),
         ("[[tasks]]\nforget = ['sign:plus']\nunlearner.foo = 3\n", "VU-C001", "unlearner.foo"),
         ("[sequence]\nseeds = 0\n[[tasks]]\nforget = ['sign:plus']\n", "VU-C001", "sequence.seeds"),
         ("[sequence]\nfoo = 0\n[[tasks]]\nforget = ['sign:plus']\n", "VU-C001", "sequence.foo"),
