@@ -17,6 +17,7 @@ from vu_core.event import stage
 from vu_core.interference import Interference
 from vu_core.plan import Plan
 from vu_core.score import Scorecard
+from vu_core.sequence_record import SEQUENCE_JSON
 from vu_core.workbench import METHOD, Component, Workbench, components_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def tasks_in(folder: Path) -> tuple[Path, ...]:
     """Return the runs of a sequence, or of one of its seeds, in order; of any other folder, none.
 
     Raises:
-        RecordError: a sequence has several seeds, or no task that has begun (``VU-R142``).
+        RecordError: a sequence has several seeds, or no task that has begun (``VU-R142``); or it is not finished
+            (``VU-R131``).
     """
     tasks = sorted((folder / "tasks").glob("*"), key=lambda task: (len(task.name), task.name))
     if (folder / run_folder.SEQUENCE).is_file() and not tasks:
@@ -89,7 +91,23 @@ def tasks_in(folder: Path) -> tuple[Path, ...]:
             f"Name one of its seeds: {', '.join(map(str, seeds))}.",
             where=str(folder),
         )
+    _require_finished(folder, tasks)
     return tuple(tasks)
+
+
+def _require_finished(folder: Path, tasks: Sequence[Path]) -> None:
+    """Object to a sequence that lacks tasks: what is made of it would forget less than it says."""
+    whole = next((each for each in (folder, *folder.parents[:2]) if (each / run_folder.SEQUENCE).is_file()), None)
+    if not tasks or whole is None:
+        return
+    planned = run_folder.read_json(whole / SEQUENCE_JSON).get("planned", 0)
+    if len(tasks) < planned or any(run_folder.state_of(task) != "complete" for task in tasks):
+        raise RecordError(
+            "VU-R131",
+            f"The sequence {str(whole)!r} is not finished.",
+            f"Finish it first: `vu unlearn --resume {shlex.quote(str(whole))}`.",
+            where=str(folder),
+        )
 
 
 def taken_apart(folder: Path, plugins: Plugins) -> tuple[Mixture, Plan]:

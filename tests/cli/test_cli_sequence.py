@@ -87,6 +87,10 @@ def test_ctrl_c_names_the_sequence_and_resume_ends_it(vu, slots, stopper, tmp_pa
     stopped = vu("unlearn", "-c", "chain.toml", "--out", "chain", plugins=slots)
     assert stopped.status == 130
     assert "vu unlearn --resume chain\n" in stopped.err
+    for words in (["compose", "chain"], ["revoke", "chain", "0"]):
+        early = vu(*words, "--out", "rest", plugins=slots)
+        assert (early.status, "VU-R131" in early.err, "vu unlearn --resume chain`" in early.err) == (7, True, True)
+        assert not Path("rest").exists()
     stopper.stage = ""
     done = vu("unlearn", "--resume", "chain", plugins=slots)
     assert done.status == 0, done.err

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, cast
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from vu_baselines.batch_norm import MovingStatistics
 from vu_baselines.fine_tune import FineTuneConfig
@@ -23,6 +22,9 @@ PRUNING_SOURCE = Source(
     "https://arxiv.org/abs/2304.04934",
     "code",
 )
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @attrs.frozen
@@ -118,7 +120,7 @@ def prunable(theta: Theta, layers: str) -> dict[str, Tensor]:
     Raises:
         PlanError: ``VU-L129`` when it is nothing.
     """
-    kinds = (_ConvNd,) if layers == "convolution" else (_ConvNd, nn.Linear)
+    kinds = CONVOLUTIONS if layers == "convolution" else (*CONVOLUTIONS, nn.Linear)
     held = {id(module.weight) for module in theta.model.network.modules() if isinstance(module, kinds)}
     found = {name: p for name, p in theta.named_parameters() if id(p) in held}
     if not found:
