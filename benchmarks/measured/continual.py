@@ -92,6 +92,8 @@ def render(group: dict[str, Any]) -> list[str]:
     best = " / ".join(percent(task["scores"]["h_star"]) for task in reference if "h_star" in task["scores"])
     lines += ["", f"H* of the untouched model, the H of forgetting all and losing nothing, per task: {best}.", ""]
     lines += [line for name, row in ordered if name == group.get("judged") for line in _verdict(group, row)]
+    minutes = sum(value["seconds"] for value in values) / 60
+    lines += [f"The {len(values)} sequences of this table took {minutes:.0f} minutes, added up.", ""]
     lines += _compared(group, by_row)
     lines += _order(dict(ordered), published)
     missing = [f"`{name}`" for name, place in every.items() if not place.exists()]

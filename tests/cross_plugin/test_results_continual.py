@@ -173,6 +173,7 @@ def test_the_table_has_mean_and_deviation_and_is_ordered_by_h(place):
     assert row[3:7] == ["**89.5 ± 0.7**", "72.0", "33.3 %", "4.0 %"]
     assert cells(lines, "plain")[5] == ""
     assert "H* of the untouched model, the H of forgetting all and losing nothing, per task: 96.0 / 96.0." in lines
+    assert "The 5 sequences of this table took 0 minutes, added up." in lines
     assert not any("Not measured yet" in line for line in lines)
 
 

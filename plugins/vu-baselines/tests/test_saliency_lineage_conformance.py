@@ -113,7 +113,7 @@ class TestBoundaryExpand(OfClassifier):
 class TestFisherNoise(OfClassifier):
     __test__ = True
     plugin = FisherNoise
-    settings = {}
+    settings = {"alpha": 1e-2}  # so much that some weights are at the bound
     axes = ("attribution",)
 
 

@@ -168,12 +168,12 @@ def test_prototypes_are_those_of_the_original_model_unless_asked(unlearn, tmp_pa
 
     settings = {"model": model, "prototype_forget_weight": 5.0}
     plain = [
-        edit_digest(unlearn(GsLoraPlusPlus, **settings, earlier=(within,), prototype_source=source)[0])
+        edit_digest(unlearn(GsLoraPlusPlus, **settings, earlier=within, prototype_source=source)[0])
         for within, source in (
-            (None, "pretrained"),
-            (None, "task-start"),
-            (pretrained, "task-start"),
-            (pretrained, "pretrained"),
+            ((), "pretrained"),
+            ((), "task-start"),
+            ((pretrained,), "task-start"),
+            ((pretrained,), "pretrained"),
         )
     ]
     assert plain[0] == plain[1] == plain[2]
