@@ -5,6 +5,12 @@ from __future__ import annotations
 from vu_core import Register, hookimpl
 
 AXES = ("parameters", "weighting", "regularizer")
+RETAIN_ONLY = (
+    ("l1-sparse", "l1_sparse:L1Sparse", "fine-tuning under an l1 penalty that fades from epoch to epoch"),
+    ("fine-tune-prune", "fine_tune_prune:FineTunePrune", "fine-tuning that zeroes the smallest weights, ever more"),
+    ("rehearsal", "rehearsal:Rehearsal", "fine-tuning on a few examples of each class that is kept"),
+)
+"""Kinds of fine-tuning: name, where it lies, summary."""
 CONTINUAL = (
     ("l2", "l2:L2", "wrong labels for what is forgotten; all weights stay near those of before"),
     ("ewc", "ewc:Ewc", "wrong labels for what is forgotten; weights that matter for retained labels stay near"),
@@ -58,27 +64,10 @@ def vu_register_unlearners(register: Register) -> None:
         needs=("classify",),
         axes=("parameters", "regularizer"),
     )
-    register(
-        "l1-sparse",
-        "vu_baselines.l1_sparse:L1Sparse",
-        summary="fine-tuning under an l1 penalty that fades from epoch to epoch",
-        needs=("classify",),
-        axes=("parameters", "regularizer"),
-    )
-    register(
-        "fine-tune-prune",
-        "vu_baselines.fine_tune_prune:FineTunePrune",
-        summary="fine-tuning that zeroes the smallest weights, ever more of them",
-        needs=("classify",),
-        axes=("parameters", "regularizer"),
-    )
-    register(
-        "rehearsal",
-        "vu_baselines.rehearsal:Rehearsal",
-        summary="fine-tuning on a few examples of each class that is kept",
-        needs=("classify",),
-        axes=("parameters", "regularizer"),
-    )
+    for name, target, summary in RETAIN_ONLY:
+        register(
+            name, f"vu_baselines.{target}", summary=summary, needs=("classify",), axes=("parameters", "regularizer")
+        )
     register(
         "gradient-ascent",
         "vu_baselines.gradient_ascent:GradientAscent",
