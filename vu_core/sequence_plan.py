@@ -205,7 +205,8 @@ def _listed(listed: Any) -> tuple[tuple[SequenceTask, ...], tuple[Mapping[str, A
     """Return the tasks of ``[[tasks]]`` and the further keys of each."""
     if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) for each in listed):
         raise _wrong_task("tasks", "must be one table or more: [[tasks]] and the keys of the task below")
-    tasks, overrides = [], []
+    tasks: list[SequenceTask] = []
+    overrides: list[Mapping[str, Any]] = []
     for number, table in enumerate(listed):
         place = f"tasks[{number}]"
         for key in ("forget", "overwrite", "leave_out", "missing"):
