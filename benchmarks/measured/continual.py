@@ -92,12 +92,22 @@ def render(group: dict[str, Any]) -> list[str]:
     best = " / ".join(percent(task["scores"]["h_star"]) for task in reference if "h_star" in task["scores"])
     lines += ["", f"H* of the untouched model, the H of forgetting all and losing nothing, per task: {best}.", ""]
     lines += [line for name, row in ordered if name == group.get("judged") for line in _verdict(group, row)]
-    minutes = sum(value["seconds"] for value in values) / 60
-    lines += [f"The {len(values)} sequences of this table took {minutes:.0f} minutes, added up.", ""]
+    lines += [_time(values), ""]
     lines += _compared(group, by_row)
     lines += _order(dict(ordered), published)
+    lines += ["", *group["remarks"].strip().splitlines()] if "remarks" in group else []
     missing = [f"`{name}`" for name, place in every.items() if not place.exists()]
     return [*lines, *(["", f"Not measured yet: {', '.join(missing)}."] if missing else [])]
+
+
+def _time(values: list[dict[str, Any]]) -> str:
+    """Say how long a machine with as many cores needs for all sequences, those of fewer threads side by side."""
+    cores = values[0]["machine"]["cores"]
+    minutes = sum(value["seconds"] * min(value["machine"]["threads"], cores) / cores for value in values) / 60
+    return (
+        f"The {len(values)} sequences of this table took {minutes:.0f} minutes of {cores} cores; one with fewer threads "
+        "counts by its share of them."
+    )
 
 
 def _mean_h(row: list[dict[str, Any]]) -> float:

@@ -173,8 +173,18 @@ def test_the_table_has_mean_and_deviation_and_is_ordered_by_h(place):
     assert row[3:7] == ["**89.5 ± 0.7**", "72.0", "33.3 %", "4.0 %"]
     assert cells(lines, "plain")[5] == ""
     assert "H* of the untouched model, the H of forgetting all and losing nothing, per task: 96.0 / 96.0." in lines
-    assert "The 5 sequences of this table took 0 minutes, added up." in lines
+    assert any(line.startswith("The 5 sequences of this table took 0 minutes of 2 cores;") for line in lines)
     assert not any("Not measured yet" in line for line in lines)
+
+
+def test_a_sequence_of_one_thread_leaves_the_other_core_free(place):
+    values = [{"seconds": 600.0, "machine": {"cores": 2, "threads": threads}} for threads in (1, 2)]
+    assert "took 15 minutes of 2 cores" in place.continual._time(values)
+
+
+def test_remarks_stand_below_the_table(place):
+    lines = all_of(place, place.continual, {**SEQUENCES, "remarks": "Said afterwards.\n"})
+    assert lines[-1] == "Said afterwards."
 
 
 def test_the_judged_method_is_judged_and_each_miss_named(place):
