@@ -105,8 +105,8 @@ def _time(values: list[dict[str, Any]]) -> str:
     cores = values[0]["machine"]["cores"]
     minutes = sum(value["seconds"] * min(value["machine"]["threads"], cores) / cores for value in values) / 60
     return (
-        f"The {len(values)} sequences of this table took {minutes:.0f} minutes of {cores} cores; one with fewer threads "
-        "counts by its share of them."
+        f"The {len(values)} sequences of this table took {minutes:.0f} minutes of {cores} cores; those of fewer "
+        "threads count by their share of them."
     )
 
 
