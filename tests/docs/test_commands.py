@@ -57,6 +57,31 @@ def test_the_command_line_is_accepted(page: Path, line: str) -> None:
     parse(line)
 
 
+def value_of(flag: str, words: list[str]) -> str | None:
+    return words[words.index(flag) + 1] if flag in words else None
+
+
+def check_data(line: str) -> None:
+    """A model that is not the default says nothing about the data: without ``--data`` the run would be refused."""
+    words = shlex.split(line, comments=True)[1:]
+    if words[0] != "unlearn" or {"-c", "--config", "--resume", "--recipe", "--data"} & set(words):
+        return
+    model = value_of("--model", words)
+    usual = SESSION.plugins.registry.default("model")
+    assert model is None or (usual is not None and model in usual.names), f"names no data: {line}"
+
+
+@pytest.mark.parametrize(("page", "line"), FOUND, ids=[f"{page.relative_to(ROOT)}-{line}" for page, line in FOUND])
+def test_a_run_on_another_model_names_its_data(page: Path, line: str) -> None:
+    check_data(line)
+
+
+def test_a_run_without_data_would_be_noticed() -> None:
+    check_data("vu unlearn --model canvas-diffusion --forget style:neon")
+    with pytest.raises(AssertionError, match="names no data"):
+        check_data("vu unlearn --model canvas-vit --method scrub --forget object:star")
+
+
 def test_there_are_command_lines_to_look_at() -> None:
     assert len(FOUND) > 15
 
